@@ -1,0 +1,1 @@
+"""Types, planner and shells: what should exist for an EGTRun, and who makes it so."""

@@ -1,0 +1,50 @@
+"""Errors with a meaning for whoever decides about a retry.
+
+    EgtError                    exit code 1: a retry may help
+    ├── TaskError               64: the task can never succeed as it is written
+    ├── ArtifactError           65: an input artifact is missing or damaged; its stage has to run again
+    ├── UnavailableError        69: a service (teacher, judge, store) does not answer; try later
+    ├── DiskFullError           74: the same task fits on a larger disk
+    └── StoppedError            143: asked to stop (SIGTERM), with a checkpoint where the stage can
+
+Codes 64 to 78 follow sysexits.h; every other exit code (a crash, 137 for a kill) may be retried.
+A message names the field, row or file, the value seen, and what would be accepted.
+"""
+
+EXIT_DONE = 0
+
+
+class EgtError(Exception):
+    """An error whose message is meant for people; ``exit_code`` is what the process ends with."""
+
+    exit_code = 1
+
+
+class TaskError(EgtError):
+    """The task can never succeed: a bad recipe, bad data, nothing left to train on."""
+
+    exit_code = 64
+
+
+class ArtifactError(EgtError):
+    """A published artifact is missing, truncated or changed since its manifest was written."""
+
+    exit_code = 65
+
+
+class UnavailableError(EgtError):
+    """A service outside of this process does not answer, or refuses for now."""
+
+    exit_code = 69
+
+
+class DiskFullError(EgtError):
+    """No space left where the stage writes."""
+
+    exit_code = 74
+
+
+class StoppedError(EgtError):
+    """SIGTERM arrived; what was committed so far is used by the next attempt."""
+
+    exit_code = 143

@@ -1,0 +1,380 @@
+"""One frozen recipe a stage: *what* to compute, every field of it part of the output's name.
+
+What depends on where a stage runs (endpoints, concurrency, checkpoint intervals) is marked ``Placement`` and stays
+out of the digest; see ``contract.task.digest``.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+
+class Placement:
+    """Marks a field that changes where or how fast a stage runs, never what it computes."""
+
+
+class Recipe(BaseModel):
+    """Base of everything a user writes: frozen, camelCase outside, unknown fields refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """The recipe as JSON data without its placement fields: what a digest is made of."""
+        fields = type(self).model_fields
+        names = [n for n, f in fields.items() if not any(m is Placement for m in f.metadata)]
+        values = ((n, getattr(self, n)) for n in names)
+        return {n: _identity(v) for n, v in values}
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Recipe):
+        return value.identity()
+    if isinstance(value, tuple | list):
+        return [_identity(item) for item in value]
+    return value
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(gt=0, le=1)]
+PromptId = Literal["egt-v1", "plain-v1"]
+
+
+class ModelSource(Recipe):
+    """The vision-language model that becomes the reward model."""
+
+    source: str = Field(min_length=1)
+    """Where the model lies: a directory, s3://bucket/prefix, or hf://organisation/name."""
+    revision: str | None = None
+    """Commit of a hub model (40 hex digits). Hub models need it: a branch name is no identity."""
+
+    @model_validator(mode="after")
+    def _hub_models_are_pinned(self) -> Self:
+        if self.source.startswith("hf://") and not self.revision:
+            raise ValueError("revision: a hf:// model needs the commit it is pinned to (40 hex digits)")
+        return self
+
+
+class Columns(Recipe):
+    """Names of the columns in the source that hold each part of a preference."""
+
+    sample_id: str = "sample_id"
+    """Identifier of the row, unique within the source."""
+    images: str = "images"
+    """One image or a list of images: paths relative to the source file, URIs, or bytes."""
+    question: str = "question"
+    """The question asked about the images."""
+    answer_1: str = "answer_1"
+    """The first candidate answer."""
+    answer_2: str = "answer_2"
+    """The second candidate answer."""
+    label: str = "label"
+    """Which answer is better: 1 or 2."""
+    strength: str = "strength"
+    """How much better, if the source says so; optional column."""
+    subset: str = "subset"
+    """A category that accuracies are reported by; optional column."""
+    group: str = "group"
+    """A second category, or the group whose pairs must all be right; optional column."""
+    response: str = "response"
+    """A reasoning trajectory that is already written; needed for data.sft when distill is disabled."""
+
+
+class DataSource(Recipe):
+    """A table of preferences: an image, a question, two answers, and which one is better."""
+
+    name: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+    """How reports call this source; names of data.evaluate must differ."""
+    source: str = Field(min_length=1)
+    """A .jsonl or .parquet file (path, file:// or s3://), or hf://organisation/dataset."""
+    format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
+    """What the source is; auto reads it off the name."""
+    revision: str | None = None
+    """Commit of a hub dataset (40 hex digits)."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    columns: Columns = Columns()
+    """Where the source keeps each part of a preference."""
+    answer_order: Literal["balanced", "given"] = "balanced"
+    """balanced: a seeded half of the rows is shown with its answers exchanged, so that no position wins. given: as is."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Read no more than this many rows; null reads all."""
+
+    @model_validator(mode="after")
+    def _hub_data_are_pinned(self) -> Self:
+        if self.source.startswith("hf://") and not self.revision:
+            raise ValueError("revision: a hf:// dataset needs the commit it is pinned to (40 hex digits)")
+        return self
+
+
+class Data(Recipe):
+    """The three kinds of data: to fine-tune on, to curate and train on, to be scored on."""
+
+    sft: DataSource
+    """Preferences that the teacher explains and the model is fine-tuned on."""
+    rl: DataSource
+    """Preferences that are probed, curated and trained on."""
+    evaluate: tuple[DataSource, ...] = ()
+    """Held-out preferences; every model of the run is scored on each."""
+
+    @model_validator(mode="after")
+    def _evaluation_names_differ(self) -> Self:
+        names = [source.name for source in self.evaluate]
+        if len(set(names)) != len(names):
+            raise ValueError(f"evaluate: each source needs a name of its own, got {names}")
+        return self
+
+
+class PrepareOptions(Recipe):
+    """How the data are checked before anything expensive starts."""
+
+    seed: Seed = 0
+    """Seed of the answer order."""
+    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    """An image with more pixels than this is refused before it is decoded (decompression bombs)."""
+    max_bad_share: float = Field(default=0.05, ge=0, le=1)
+    """Above this share of bad rows in one source the stage fails, so that a wrong column is found in seconds."""
+
+
+class PrepareRecipe(PrepareOptions):
+    """Everything prepare reads: the model and the data of the run, and how they are checked."""
+
+    model: ModelSource
+    """The model of the run."""
+    data: Data
+    """The data of the run."""
+    need_responses: bool = False
+    """True when distill is disabled: then data.sft must bring its own responses."""
+
+
+class Endpoint(Recipe):
+    """An OpenAI-compatible service."""
+
+    model: str = Field(min_length=1)
+    """Name of the model as the service knows it."""
+    base_url: Annotated[str, Placement] = "https://api.openai.com/v1"
+    """Address of the service, up to and without /chat/completions."""
+    api_key_env: Annotated[str, Placement] = "OPENAI_API_KEY"
+    """Environment variable that holds the key; never the key itself."""
+    timeout_seconds: Annotated[float, Placement, Field(gt=0)] = 60.0
+    """How long one request may take."""
+    concurrency: Annotated[int, Placement, Field(ge=1, le=1024)] = 16
+    """How many requests are under way at once."""
+
+
+class DistillRecipe(Recipe):
+    """A teacher explains each preference without seeing the label (EGT section 2.2)."""
+
+    teacher: Endpoint
+    """The reasoning model that writes the trajectories."""
+    attempts: int = Field(default=3, ge=1, le=16)
+    """Tries per preference; the first response whose answer equals the label is kept. Errors of the network are no tries."""
+    temperatures: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(default=(0.0, 0.7), min_length=1)
+    """Temperature of each try, the last one repeated; at 0 throughout, tries would be alike."""
+    max_tokens: int = Field(default=4096, ge=16)
+    """Longest response of the teacher."""
+    prompt: PromptId = "egt-v1"
+    """Which prompt template is used."""
+    max_failed_share: float = Field(default=0.2, ge=0, le=1)
+    """Above this share of rows without any answer of the service, the stage fails instead of going on with what is left."""
+
+
+class SFTRecipe(Recipe):
+    """Fine-tuning on the kept trajectories: negative log-likelihood of the response (EGT eq. 2)."""
+
+    seed: Seed = 0
+    """Seed of the order of samples and of dropout."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the data; ignored when maxSteps is given."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps in all."""
+    batch_size: int = Field(default=256, ge=1)
+    """Samples an optimiser step, over all processes."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Samples a process holds at once; the rest is accumulated."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    min_learning_rate_share: float = Field(default=0.0, ge=0, le=1)
+    """The cosine falls to this share of the peak."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of AdamW."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    max_length: int = Field(default=8192, ge=16)
+    """Longest sample in tokens; longer ones are left out and counted."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Arithmetic of the forward and backward pass."""
+    zero_stage: Literal[0, 2, 3] = 3
+    """DeepSpeed ZeRO stage; 0 trains without DeepSpeed."""
+    freeze_vision: bool = True
+    """Keep the vision tower as it is."""
+    prompt: PromptId = "egt-v1"
+    """Which prompt template is used."""
+    checkpoint_steps: Annotated[int, Placement, Field(ge=1)] = 100
+    """Steps between two checkpoints."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batchSize: {self.batch_size} is no multiple of microBatchSize {self.micro_batch_size}"
+            )
+        return self
+
+
+class ProbeRecipe(Recipe):
+    """One pass over the RL data that measures entropies (EGT eq. 3 and 4)."""
+
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """Which engine generates; auto takes transformers."""
+    generations: int = Field(default=1, ge=1, le=64)
+    """1: greedy. More: that many samples at temperature 1, as the accuracy baseline needs (the paper's Table 3: 8)."""
+    seed: Seed = 0
+    """Seed of the samples when generations > 1."""
+    max_new_tokens: int = Field(default=1024, ge=4)
+    """Longest response; a longer one is cut and has status `truncated`."""
+    batch_size: int = Field(default=32, ge=1)
+    """Samples generated together."""
+    chunk_rows: int = Field(default=256, ge=1)
+    """Rows committed at once: what a lost worker has to do again."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Arithmetic of the model; the head and the softmax are float32 always."""
+    prompt: PromptId = "egt-v1"
+    """Which prompt template is used."""
+
+
+class Keep(Recipe):
+    """How much is kept: exactly one of share, topK, percentile, with or without a band."""
+
+    share: Share | None = None
+    """This share of the samples, rounded down, as an exact count."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Exactly this many samples (the paper: 2,500)."""
+    percentile: float | None = Field(default=None, gt=0, lt=100)
+    """Scores strictly below this percentile, linearly interpolated (EGT section 2.3)."""
+    band: Literal["low", "mid", "high"] = "low"
+    """Which end of the ranking: the lowest, those around the median, or the highest (the paper's Table 5)."""
+
+    @model_validator(mode="after")
+    def _exactly_one_amount(self) -> Self:
+        given = [n for n in ("share", "top_k", "percentile") if getattr(self, n) is not None]
+        if len(given) != 1:
+            names = [to_camel(n) for n in given] or "none"
+            raise ValueError(f"keep: exactly one of share, topK, percentile is needed, got {names}")
+        if self.percentile is not None and self.band != "low":
+            raise ValueError(f"keep.band: percentile keeps the low end only, got band {self.band!r}")
+        return self
+
+
+class CurateRecipe(Recipe):
+    """Which samples are trained on, and in which order (EGT section 2.3)."""
+
+    score: Literal["answer", "sentence", "mix"] = "answer"
+    """Answer-token entropy, mean entropy of the response, or their product (the paper's Table 4)."""
+    baseline: Literal["random", "accuracy"] | None = None
+    """Instead of a score: a seeded random order, or lowest correctness first (the paper's Table 3)."""
+    keep: Keep = Keep(share=0.15)
+    """How much is kept."""
+    balance: Literal["none", "predicted"] = "none"
+    """predicted: rank inside each predicted answer, then interleave, since low entropy goes with one answer position."""
+    seed: Seed = 0
+    """Seed of the random baseline."""
+
+
+class LogicJudge(Recipe):
+    """Who says whether the reasoning supports the answer (R_logic in -1, 0, +1)."""
+
+    kind: Literal["rule", "endpoint", "none"] = "rule"
+    """rule: the conclusion of the reasoning read by rules. endpoint: an OpenAI-compatible judge. none: R_logic = 0."""
+    endpoint: Endpoint | None = None
+    """The judge, when kind is endpoint."""
+
+    @model_validator(mode="after")
+    def _endpoint_is_given(self) -> Self:
+        if (self.kind == "endpoint") != (self.endpoint is not None):
+            raise ValueError(f"endpoint: given exactly when kind is 'endpoint'; kind is {self.kind!r}")
+        return self
+
+
+class RLRecipe(Recipe):
+    """StableReinforce over the curated samples (EGT section 2.4; R1-Reward, arXiv 2505.02835, section 4)."""
+
+    seed: Seed = 0
+    """Seed of sampling and of the shuffled order."""
+    order: Literal["sorted", "shuffled"] = "sorted"
+    """sorted: ascending at each epoch, easy to hard. shuffled: a seeded order at each epoch (selection without sort)."""
+    epochs: int = Field(default=20, ge=1)
+    """Passes over the curated samples."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimiser steps, even within an epoch."""
+    batch_size: int = Field(default=224, ge=2)
+    """Samples of a rollout and of an optimiser step: one on-policy step a rollout, so the order is exact."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Samples a process holds at once; must divide batchSize."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Learning rate, after the warm-up constant."""
+    warmup_share: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    temperature: float = Field(default=1.0, gt=0, le=2)
+    """Sampling temperature of the rollouts."""
+    max_new_tokens: int = Field(default=1024, ge=4)
+    """Longest response."""
+    max_prompt_tokens: int = Field(default=4096, ge=16)
+    """Longest prompt, images included."""
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the KL penalty against the start; 0 needs no reference model."""
+    clip_epsilon: float = Field(default=0.2, gt=0, lt=1)
+    """PPO's clip of the ratio."""
+    pre_clip: float = Field(default=1e3, gt=1)
+    """The probability ratio is clamped to 1/preClip .. preClip before it is exponentiated."""
+    advantage_sigma: float = Field(default=3.0, gt=0)
+    """Advantages beyond this many standard deviations are set to 0."""
+    logic_weight: float = Field(default=0.5, ge=0)
+    """Weight of R_logic within R = R_acc (1 + logicWeight R_logic) + formatWeight R_format."""
+    format_weight: float = Field(default=0.5, ge=0)
+    """Weight of R_format."""
+    judge: LogicJudge = LogicJudge()
+    """Who gives R_logic."""
+    zero_stage: Literal[2, 3] = 3
+    """DeepSpeed ZeRO stage."""
+    freeze_vision: bool = True
+    """Keep the vision tower as it is."""
+    prompt: PromptId = "egt-v1"
+    """Which prompt template is used."""
+    checkpoint_steps: Annotated[int, Placement, Field(ge=1)] = 50
+    """Optimiser steps between two checkpoints."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batchSize: {self.batch_size} is no multiple of microBatchSize {self.micro_batch_size}"
+            )
+        return self
+
+
+class EvaluateRecipe(Recipe):
+    """Free generation on held-out preferences by every model of the run."""
+
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """Which engine generates; auto takes transformers."""
+    max_new_tokens: int = Field(default=4096, ge=4)
+    """Longest response; a longer one counts as wrong."""
+    batch_size: int = Field(default=32, ge=1)
+    """Samples generated together."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Arithmetic of the model."""
+    prompt: PromptId = "egt-v1"
+    """Which prompt template is used."""

@@ -1,0 +1,1 @@
+"""What loads a reward model and generates with it: one interface, several implementations."""

@@ -1,0 +1,45 @@
+"""What every engine gives: a greedy or sampled response, and the exact entropies of each of its tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt: text for the user's turn as ``prompts.messages`` builds it, and the pictures' bytes."""
+
+    question: str
+    answer_1: str
+    answer_2: str
+    images: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One response.
+
+    ``entropies_nats_T`` holds, for each generated token without the end-of-sequence token, the entropy of the full-vocabulary
+    distribution it was drawn from (natural log, float32 softmax of raw logits). ``p_digits_T2`` holds the probabilities
+    of the tokens "1" and "2" at each of these positions. ``offsets_T`` is where each token's text starts in ``text``.
+    """
+
+    text: str
+    truncated: bool
+    entropies_nats_T: NDArray[np.float64]
+    p_digits_T2: NDArray[np.float64]
+    offsets_T: NDArray[np.int64]
+
+
+class Engine(Protocol):
+    """Generates responses; the order of the results is the order of the requests."""
+
+    versions: dict[str, str]
+
+    def generate(
+        self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float, seed: int
+    ) -> list[Generation]:
+        """One response a request. ``temperature`` 0 is greedy."""
