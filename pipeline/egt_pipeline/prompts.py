@@ -51,14 +51,10 @@ def escape(text: str) -> str:
 
 def render(prompt: PromptId, question: str, answer_1: str, answer_2: str) -> str:
     """The text of the user's message."""
-    return _TEMPLATES[prompt].format(
-        question=escape(question), answer_1=escape(answer_1), answer_2=escape(answer_2)
-    )
+    return _TEMPLATES[prompt].format(question=escape(question), answer_1=escape(answer_1), answer_2=escape(answer_2))
 
 
-def messages(
-    prompt: PromptId, question: str, answer_1: str, answer_2: str, image_count: int
-) -> list[dict[str, Any]]:
+def messages(prompt: PromptId, question: str, answer_1: str, answer_2: str, image_count: int) -> list[dict[str, Any]]:
     """One user turn for a chat template: the images, then the text. No system prompt."""
     text = {"type": "text", "text": render(prompt, question, answer_1, answer_2)}
     return [{"role": "user", "content": [{"type": "image"}] * image_count + [text]}]

@@ -75,15 +75,12 @@ def inputs_of(name: StageName, recipes: Mapping[StageName, Recipe]) -> dict[str,
     for need in needs.values():
         if need.stage not in recipes:
             raise TaskError(
-                f"spec.{need.stage}.enabled: is false, but {name} needs it; "
-                f"enable {need.stage} or disable {name} too"
+                f"spec.{need.stage}.enabled: is false, but {name} needs it; enable {need.stage} or disable {name} too"
             )
     return needs
 
 
-def _inputs(
-    name: StageName, recipes: Mapping[StageName, Recipe], prepared: Mapping[str, Need]
-) -> dict[str, Need]:
+def _inputs(name: StageName, recipes: Mapping[StageName, Recipe], prepared: Mapping[str, Need]) -> dict[str, Need]:
     s = StageName
     match name:
         case s.PREPARE:

@@ -228,9 +228,7 @@ class SFTRecipe(Recipe):
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batchSize: {self.batch_size} is no multiple of microBatchSize {self.micro_batch_size}"
-            )
+            raise ValueError(f"batchSize: {self.batch_size} is no multiple of microBatchSize {self.micro_batch_size}")
         return self
 
 
@@ -359,9 +357,7 @@ class RLRecipe(Recipe):
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batchSize: {self.batch_size} is no multiple of microBatchSize {self.micro_batch_size}"
-            )
+            raise ValueError(f"batchSize: {self.batch_size} is no multiple of microBatchSize {self.micro_batch_size}")
         return self
 
 
