@@ -58,7 +58,11 @@ class StoreRef(Record):
 
 
 class TaskFile(Record):
-    """What one attempt of one stage is handed, as JSON, by ``python -m egt_pipeline STAGE --task FILE``."""
+    """What one attempt of one stage is handed, as JSON, by ``python -m egt_pipeline STAGE --task FILE``.
+
+    ``run_recipes`` holds the recipes of all enabled stages, for prepare only: it says what is published already.
+    ``{worker}`` in the two paths stands for the worker's number.
+    """
 
     run: str
     stage: StageName
@@ -71,6 +75,7 @@ class TaskFile(Record):
     attempt: int = 1
     workers: int = 1
     processes: int = 1
+    run_recipes: dict[StageName, dict[str, Any]] = {}
     scratch: str
     summary_path: str | None = None
     progress_path: str | None = None

@@ -1,0 +1,119 @@
+"""``python -m egt_pipeline STAGE --task FILE``: the only entry point of every stage, in a pod or on a laptop."""
+
+import argparse
+import errno
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from egt_pipeline.contract.errors import EXIT_DONE, ArtifactError, DiskFullError, EgtError
+from egt_pipeline.contract.graph import StageName
+from egt_pipeline.contract.task import SUMMARY_BYTES, Manifest, Progress, Summary, TaskFile
+
+_GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL of a stage whose parent is gone
+_PROGRESS_SECONDS = 0.2  # a view redraws no faster
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage; return its exit code (see contract.errors)."""
+    parser = argparse.ArgumentParser(prog="python -m egt_pipeline", description=__doc__)
+    parser.add_argument("stage", choices=[str(name) for name in StageName])
+    parser.add_argument("--task", type=Path, required=True, help="the task file (JSON) the operator wrote")
+    parser.add_argument("--worker", type=int, default=int(os.environ.get("RANK", "0")), help="number of this worker")
+    parser.add_argument(
+        "--exit-with-parent", action="store_true", help="stop when standard input closes, as it does when the parent dies"
+    )
+    options = parser.parse_args(arguments)
+    task = TaskFile.model_validate_json(options.task.read_bytes())
+    if options.stage != task.stage:
+        parser.error(f"--task {options.task}: is for stage {task.stage}, not {options.stage}")
+    if options.exit_with_parent:
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
+    return _run(task, options.worker)
+
+
+def _run(task: TaskFile, worker: int) -> int:
+    stop = threading.Event()
+
+    def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        from egt_pipeline.lifecycle import run_task
+
+        manifest = run_task(task, worker=worker, progress=_ProgressFile(task, worker), stopping=stop.is_set)
+    except EgtError as error:
+        return _fail(task, worker, error)
+    except FileNotFoundError as error:
+        traceback.print_exc()
+        return _fail(task, worker, ArtifactError(f"{error.filename}: is missing"))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _fail(task, worker, DiskFullError(f"{error.filename or task.scratch}: no space left on the device"))
+    _write_summary(task, worker, _summary(task, manifest))
+    return EXIT_DONE
+
+
+def _fail(task: TaskFile, worker: int, error: EgtError) -> int:
+    print(f"{task.stage}: {error}", file=sys.stderr, flush=True)
+    phase = "Stopped" if error.exit_code == 143 else "Failed"
+    summary = Summary(
+        stage=task.stage, digest=task.digest, phase=phase, exit_code=error.exit_code, message=str(error)[:2000]
+    )
+    _write_summary(task, worker, summary)
+    return error.exit_code
+
+
+def _summary(task: TaskFile, manifest: Manifest | None) -> Summary:
+    found = {"content": manifest.content, "metrics": manifest.metrics} if manifest else {}
+    return Summary(stage=task.stage, digest=task.digest, phase="Succeeded", exit_code=EXIT_DONE, **found)
+
+
+def _write_summary(task: TaskFile, worker: int, summary: Summary) -> None:
+    """Write the summary; metrics are left out from the end until it fits a termination message."""
+    if task.summary_path is None:
+        return
+    metrics = dict(summary.metrics)
+    while len(summary.model_dump_json().encode()) > SUMMARY_BYTES and metrics:
+        metrics.popitem()
+        summary = summary.model_copy(update={"metrics": metrics})
+    Path(task.summary_path.format(worker=worker)).write_text(summary.model_dump_json())
+
+
+class _ProgressFile:
+    """Progress as a small JSON file that is replaced atomically; a reader never sees half of it."""
+
+    def __init__(self, task: TaskFile, worker: int) -> None:
+        self._path = Path(task.progress_path.format(worker=worker)) if task.progress_path else None
+        self._next = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if self._path is None or (now < self._next and progress.done < progress.total):
+            return
+        self._next = now + _PROGRESS_SECONDS
+        partial = self._path.with_suffix(".part")
+        partial.write_text(json.dumps(progress.model_dump()))
+        partial.replace(self._path)
+
+
+def _exit_with_parent() -> None:
+    """Stop the whole process group once the parent's end of standard input closes."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

