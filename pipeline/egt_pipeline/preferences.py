@@ -2,12 +2,12 @@
 
 One row of ``preferences.parquet``::
 
-    row 17 · sample_id "pool-00017" · images ["9f2c.. (sha256 of the picture's bytes)"] · question "Which digit is this?"
+    row 17 · sample_id "pool-00017" · images ["9f2c.. (sha256 of the bytes)"] · question "Which digit is this?"
     answer_1 "four" · answer_2 "7" · label 1 · source "default" · strength null · answer_order "12"
     subset "clear" · group "word" · response null · status "ok" · reason ""
 
-``answer_1``, ``answer_2`` and ``label`` are as they are *shown*; ``answer_order`` is "12" when that is how they came, "21" when
-prepare exchanged them. The pictures lie beside the table in ``images-00000.parquet``, ... (image_id, bytes).
+``answer_1``, ``answer_2`` and ``label`` are as they are *shown*; ``answer_order`` is "12" when that is how they came,
+"21" when prepare exchanged them. The pictures lie beside the table in ``images-00000.parquet``, ... (image_id, bytes).
 """
 
 from collections.abc import Iterator, Sequence

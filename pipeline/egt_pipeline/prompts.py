@@ -1,8 +1,8 @@
 """Prompts by id, and the verdict read back out of a response: pure text, no model.
 
 The structure of ``egt-v1`` follows R1-Reward's (arXiv 2505.02835, Table 1): role, instruction to reason inside
-<think>, a single digit inside <answer>, then the question and the two responses. ``plain-v1`` is one short line, for models
-of a few hundred thousand weights. Images come first in the message, in the order of the row.
+<think>, a single digit inside <answer>, then the question and the two responses. ``plain-v1`` is one short line, for
+models of a few hundred thousand weights. Images come first in the message, in the order of the row.
 """
 
 import re
@@ -62,7 +62,7 @@ def messages(prompt: PromptId, question: str, answer_1: str, answer_2: str, imag
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a response decided. ``offset`` is the position of the answer's digit in the text; None unless status is ok."""
+    """What a response decided. ``offset`` is where the answer's digit stands in the text; None unless status is ok."""
 
     status: VerdictStatus
     reason: str
@@ -71,7 +71,7 @@ class Verdict:
 
 
 def parse_verdict(response: str, *, truncated: bool = False) -> Verdict:
-    """The answer of a response: exactly one <answer> with 1 or 2 inside; everything else is a status with its reason."""
+    """The answer of a response: one <answer> with 1 or 2 inside; everything else is a status with its reason."""
     if truncated:
         return Verdict("truncated", "cut at the longest length allowed")
     found = list(_ANSWER.finditer(response))

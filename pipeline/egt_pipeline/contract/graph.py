@@ -44,8 +44,8 @@ class StageType:
 class Need:
     """An input: the artifact of ``stage``, known by its own digest, or by the digest of one ``output`` of its content.
 
-    Outputs of prepare are ``model``, ``sft``, ``rl``, ``rl-unlabelled`` and ``evaluate``: rows that are equal have equal
-    digests, wherever they came from. ``rl-unlabelled`` leaves the label out, so nothing before rl can depend on it.
+    Outputs of prepare are ``model``, ``sft``, ``rl``, ``rl-unlabelled`` and ``evaluate``: equal rows have equal digests,
+    wherever they came from. ``rl-unlabelled`` leaves the label out, so nothing before rl can depend on it.
     """
 
     stage: StageName

@@ -104,7 +104,7 @@ class DataSource(Recipe):
     columns: Columns = Columns()
     """Where the source keeps each part of a preference."""
     answer_order: Literal["balanced", "given"] = "balanced"
-    """balanced: a seeded half of the rows is shown with its answers exchanged, so that no position wins. given: as is."""
+    """balanced: a seeded half of the rows is shown with its answers exchanged. given: as they come."""
     max_rows: int | None = Field(default=None, ge=1)
     """Read no more than this many rows; null reads all."""
 
@@ -176,7 +176,7 @@ class DistillRecipe(Recipe):
     teacher: Endpoint
     """The reasoning model that writes the trajectories."""
     attempts: int = Field(default=3, ge=1, le=16)
-    """Tries per preference; the first response whose answer equals the label is kept. Errors of the network are no tries."""
+    """Tries per preference; the first whose answer equals the label is kept. Errors of the network are no tries."""
     temperatures: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(default=(0.0, 0.7), min_length=1)
     """Temperature of each try, the last one repeated; at 0 throughout, tries would be alike."""
     max_tokens: int = Field(default=4096, ge=16)
@@ -184,7 +184,7 @@ class DistillRecipe(Recipe):
     prompt: PromptId = "egt-v1"
     """Which prompt template is used."""
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
-    """Above this share of rows without any answer of the service, the stage fails instead of going on with what is left."""
+    """Above this share of rows that the service never answered, the stage fails instead of going on with the rest."""
 
 
 class SFTRecipe(Recipe):
@@ -286,7 +286,7 @@ class CurateRecipe(Recipe):
     keep: Keep = Keep(share=0.15)
     """How much is kept."""
     balance: Literal["none", "predicted"] = "none"
-    """predicted: rank inside each predicted answer, then interleave, since low entropy goes with one answer position."""
+    """predicted: rank inside each predicted answer, then interleave, as low entropy goes with one answer."""
     seed: Seed = 0
     """Seed of the random baseline."""
 
@@ -312,7 +312,7 @@ class RLRecipe(Recipe):
     seed: Seed = 0
     """Seed of sampling and of the shuffled order."""
     order: Literal["sorted", "shuffled"] = "sorted"
-    """sorted: ascending at each epoch, easy to hard. shuffled: a seeded order at each epoch (selection without sort)."""
+    """sorted: ascending at each epoch, easy to hard. shuffled: a seeded order at each epoch."""
     epochs: int = Field(default=20, ge=1)
     """Passes over the curated samples."""
     max_steps: int | None = Field(default=None, ge=1)

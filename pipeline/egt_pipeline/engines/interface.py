@@ -22,8 +22,8 @@ class Request:
 class Generation:
     """One response.
 
-    ``entropies_nats_T`` holds, for each generated token without the end-of-sequence token, the entropy of the full-vocabulary
-    distribution it was drawn from (natural log, float32 softmax of raw logits). ``p_digits_T2`` holds the probabilities
+    ``entropies_nats_T`` holds, for each generated token without the end-of-sequence token, the entropy of the
+    full-vocabulary distribution it was drawn from (natural log, float32 softmax of raw logits). ``p_digits_T2`` holds the probabilities
     of the tokens "1" and "2" at each of these positions. ``offsets_T`` is where each token's text starts in ``text``.
     """
 
