@@ -1,6 +1,6 @@
 """What should exist: a pure function from the chain of a run and what was observed to a plan.
 
-Three shells drive it: the operator, ``egt local`` and tests made of random histories. It knows neither clock nor network.
+Three shells drive it: the operator, ``egt local`` and tests made of random histories. It knows no clock and no network.
 A task once started stays wanted as long as its digest does, even when the artifact of a stage before it disappears:
 a running job must never be deleted because somebody cleaned up upstream.
 """
@@ -66,7 +66,10 @@ def plan(links: Mapping[StageName, Link], observed: Observed) -> Plan:
     tasks: set[Task] = set()
     for name, link in links.items():
         if link.digest is None or link.inputs is None:
-            phases[name] = Phase.WAITING
+            # What runs goes on while prepare is made again: most likely its digest is still the right one.
+            under_way = {task: phase for task, phase in observed.started.items() if task.stage is name}
+            phases[name] = next(iter(under_way.values()), Phase.WAITING)
+            tasks.update(under_way)
             continue
         task = Task(name, link.digest)
         if task in observed.published:
@@ -134,8 +137,6 @@ def _changes(before: Any, after: Any, path: str) -> list[str]:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         keys = sorted({*before, *after})
         return [
-            line
-            for key in keys
-            for line in _changes(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+            line for key in keys for line in _changes(before.get(key), after.get(key), f"{path}.{key}" if path else key)
         ]
     return [] if before == after else [f"{path}: {before} -> {after}"]

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", type=Path, required=True, help="the task file (JSON) the operator wrote")
     parser.add_argument("--worker", type=int, default=int(os.environ.get("RANK", "0")), help="number of this worker")
     parser.add_argument(
-        "--exit-with-parent", action="store_true", help="stop when standard input closes, as it does when the parent dies"
+        "--exit-with-parent",
+        action="store_true",
+        help="stop when standard input closes, as it does when the parent dies",
     )
     options = parser.parse_args(arguments)
     task = TaskFile.model_validate_json(options.task.read_bytes())

@@ -57,9 +57,7 @@ def chain(
     return links
 
 
-def link_digest(
-    name: StageName, recipe: Recipe, inputs: Mapping[str, InputRef], source_fingerprint: str | None
-) -> str:
+def link_digest(name: StageName, recipe: Recipe, inputs: Mapping[str, InputRef], source_fingerprint: str | None) -> str:
     """The digest of a stage with these inputs; the fingerprint of the sources counts as an input of prepare."""
     identities = {key: ref.identity for key, ref in inputs.items()}
     if source_fingerprint is not None:
@@ -67,9 +65,7 @@ def link_digest(
     return digest(name, STAGE_TYPES[name].revision, recipe, identities)
 
 
-def _reference(
-    need: Need, links: Mapping[StageName, Link], prepared: Mapping[str, str] | None
-) -> InputRef | None:
+def _reference(need: Need, links: Mapping[StageName, Link], prepared: Mapping[str, str] | None) -> InputRef | None:
     source = links[need.stage].digest
     if source is None:
         return None

@@ -1,0 +1,57 @@
+# The few verbs people type. Python 3.11 and a network that reaches package registries are all they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+RUNS := runs/digits
+TEACHER_PORT := 18765
+
+.PHONY: demo test test-slow lint format bench lock generate clean
+
+# The whole method on real handwritten digits, from nothing to the report.
+demo: $(VENV)/.installed
+	bench/demo.sh $(RUNS) $(TEACHER_PORT)
+
+# Lint, types, layers, generated files, and every test that takes no more than a minute.
+test: $(VENV)/.installed lint
+	$(BIN)/pytest -m "not slow" tests
+
+# What takes longer: kill -9 at random moments, the science of the demo, two-process training in full.
+test-slow: $(VENV)/.installed
+	$(BIN)/pytest -m slow tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/egt generate --check
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed
+	$(BIN)/python bench/select.py
+	$(BIN)/python bench/store.py
+	$(BIN)/python bench/overhead.py
+
+generate: $(VENV)/.installed
+	$(BIN)/egt generate
+
+# Resolve the locks anew; they hold versions and hashes, never an address.
+lock: $(VENV)/.installed
+	cd requirements && ../$(BIN)/uv pip compile -q operator.in --python-version 3.11 --generate-hashes -o operator.txt
+	cd requirements && ../$(BIN)/uv pip compile -q cpu.in --override overrides.txt --python-version 3.11 --generate-hashes -o cpu.txt
+	cd requirements && ../$(BIN)/uv pip compile -q dev.in --override overrides.txt -c cpu.txt --python-version 3.11 --generate-hashes -o dev.txt
+	cd requirements && ../$(BIN)/uv pip compile -q gpu.in --override overrides.txt --python-version 3.12 --python-platform linux --generate-hashes -o gpu.txt
+
+$(VENV)/.installed: requirements/dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The demo: real digits, a tiny model, a teacher on loopback, one manifest, one report. Usage: bench/demo.sh FOLDER PORT
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=$1 port=$2 egt=.venv/bin/egt
+[ -e "$folder/data/truth.parquet" ] || $egt data digits "$folder/data"
+[ -e "$folder/model/config.json" ] || $egt model tiny "$folder/model"
+$egt data teacher --data "$folder/data" --port "$port" >"$folder/teacher.log" 2>&1 &
+teacher=$!
+trap 'kill $teacher 2>/dev/null || true' EXIT
+$egt local run crds/examples/digits.yaml
+$egt report crds/examples/digits.yaml --truth "$folder/data/truth.parquet" --out "$folder/report.html"

@@ -1,0 +1,182 @@
+"""The ``egt`` command."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from egt_operator.api import EGTRun
+from egt_operator.local import LocalRun, outcome, run_local, state_folder
+from egt_operator.local_view import LocalView
+from egt_operator.manifest_file import load_run
+from egt_operator.plan import forecast
+from egt_operator.schema import generated_files
+from egt_pipeline.cli import data_app, model_app
+from egt_pipeline.contract.errors import EgtError
+from egt_pipeline.contract.task import StoreRef
+
+typer_app = typer.Typer(
+    name="egt",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Entropy-guided training of reasoning reward models. One manifest says the whole run; start with `egt plan FILE`.",
+)
+local_app = typer.Typer(no_args_is_help=True, help="Run a manifest on this machine, without a cluster.")
+typer_app.add_typer(local_app, name="local")
+typer_app.add_typer(data_app, name="data")
+typer_app.add_typer(model_app, name="model")
+
+_CHANGES_EXIT = 2  # as of terraform's plan -detailed-exitcode: something would run
+_PROBLEMS_EXIT = 1
+
+ManifestFile = Annotated[Path, typer.Argument(metavar="FILE", help="An EGTRun manifest (YAML).", show_default=False)]
+StoreOption = Annotated[str | None, typer.Option("--store", help="Use this store instead of spec.store.uri.")]
+OutputOption = Annotated[str, typer.Option("--output", "-o", help="text, or json for programs.", metavar="text|json")]
+
+
+@local_app.command("run")
+def local_run(file: ManifestFile, store: StoreOption = None, output: OutputOption = "text") -> None:
+    """Run every stage that is not published yet, one after another. Ctrl-C stops; the same command goes on.
+
+    With `-o json` the last line of standard output is one object: run, phase, stages.
+    """
+    wants_json = _is_json(output)
+    local = _open(load_run(file), store)
+    console = Console(stderr=wants_json)
+    name = local.run.metadata.name
+    error: EgtError | None = None
+    with LocalView(console, name, list(local.recipes)) as view:
+        try:
+            run_local(local, view)
+        except EgtError as caught:
+            error = caught
+    links, found = local.chain()
+    done = {task.stage: (manifest, view.attempts().get(task.stage, 0)) for task, manifest in found.items()}
+    if wants_json:
+        phase = "Complete" if error is None else "Stopped" if error.exit_code == 143 else "Failed"
+        print(json.dumps(outcome(name, links, done, phase, local.store)))
+    if error is not None:
+        raise error
+    if not wants_json:
+        console.print(f"[green]complete[/]: `egt report {file}` shows what happened and why", highlight=False)
+
+
+@typer_app.command("plan")
+def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOption = "text") -> None:
+    """Say per stage what a run would do now, and why. Exit code 0: nothing would run; 2: something would."""
+    wants_json = _is_json(output)
+    local = _open(load_run(file), store)
+    links, found = local.chain()
+    lines = forecast(links, set(found), local.past())
+    if wants_json:
+        print(json.dumps([vars(line) for line in lines]))
+    else:
+        table = Table("stage", "action", "digest", "reason")
+        for line in lines:
+            table.add_row(line.name, line.action, line.digest or "", line.reason)
+        Console().print(table)
+    if any(line.action == "run" for line in lines):
+        raise typer.Exit(_CHANGES_EXIT)
+
+
+@typer_app.command("verify")
+def verify(file: ManifestFile, store: StoreOption = None, output: OutputOption = "text") -> None:
+    """Recompute every checksum and digest of a run. Exit code 1 when something does not fit."""
+    from egt_pipeline.store import open_store
+    from egt_pipeline.verify import verify_chain
+
+    wants_json = _is_json(output)
+    local = _open(load_run(file), store)
+    links, _ = local.chain()
+    table = Table("stage", "digest", "files", "MiB", "verdict")
+    results = []
+    for result in verify_chain(links, open_store(local.store)):
+        results.append(vars(result))
+        verdict = "\n".join(f"[red]{problem}[/]" for problem in result.problems) or "[green]fits[/]"
+        table.add_row(result.stage, result.digest or "", str(result.files), f"{result.size_bytes / 2**20:.1f}", verdict)
+    print(json.dumps(results)) if wants_json else Console().print(table)
+    if any(result["problems"] for result in results):
+        raise typer.Exit(_PROBLEMS_EXIT)
+
+
+@typer_app.command("report")
+def report(
+    file: ManifestFile,
+    store: StoreOption = None,
+    truth: Annotated[Path | None, typer.Option(help="Known noise (truth.parquet), if there is any.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; default: RUN.html beside FILE's store.")
+    ] = None,
+) -> None:
+    """Write the run as one self-contained HTML page: what ran, why samples were kept, what came of it."""
+    from egt_pipeline.report import build_report
+    from egt_pipeline.store import open_store
+
+    local = _open(load_run(file), store)
+    _, found = local.chain()
+    opened = open_store(local.store)
+    manifests = {task.stage: manifest for task, manifest in found.items()}
+    folders = {stage: opened.fetch(manifest, local.state / "cache") for stage, manifest in manifests.items()}
+    page = build_report(manifests, folders, truth, local.run.metadata.name)
+    target = out or local.state.parent.parent / f"{local.run.metadata.name}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page)
+    print(target)
+
+
+@typer_app.command("generate")
+def generate(
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if a file is not current.")] = False,
+    root: Annotated[Path, typer.Option(help="The checkout.")] = Path(),
+) -> None:
+    """Write what is generated from the types: the CRD, the field reference, the schema for editors."""
+    stale = [
+        path
+        for path, text in generated_files().items()
+        if not (root / path).exists() or (root / path).read_text() != text
+    ]
+    if check:
+        for path in stale:
+            print(f"{path}: not current; run `egt generate`", file=sys.stderr)
+        raise typer.Exit(_PROBLEMS_EXIT if stale else 0)
+    for path in stale:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(generated_files()[path])
+        print(f"wrote {path}")
+
+
+def _is_json(output: str) -> bool:
+    if output not in ("text", "json"):
+        raise typer.BadParameter(f"{output!r} is neither text nor json", param_hint="--output")
+    return output == "json"
+
+
+def _open(run: EGTRun, store: str | None) -> LocalRun:
+    from egt_pipeline.store import open_store
+
+    ref = store_ref(run, store)
+    opened = open_store(ref)
+    return LocalRun(run, ref, state_folder(ref, run.metadata.name), opened.manifest)
+
+
+def store_ref(run: EGTRun, override: str | None) -> StoreRef:
+    """The store of a run as stages see it; a plain path becomes an absolute file:// URI."""
+    spec = run.spec.store
+    uri = override or spec.uri
+    if "://" not in uri:
+        uri = f"file://{Path(uri).resolve()}"
+    return StoreRef(uri=uri, endpoint=spec.endpoint, region=spec.region, ca_file=spec.ca_file)
+
+
+def app() -> Any:
+    """The entry point: errors meant for people go to standard error, with the exit code of their kind."""
+    try:
+        return typer_app()
+    except EgtError as error:
+        Console(stderr=True).print(f"[red]error[/]: {error}", highlight=False, markup=True, soft_wrap=True)
+        raise SystemExit(error.exit_code) from None
