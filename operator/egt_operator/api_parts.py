@@ -1,0 +1,131 @@
+"""Parts of a run's spec that say where it runs: resources, store, scheduling, retries, removal."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from egt_pipeline.contract.recipes import Recipe
+
+DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+# A child is called <run>-<stage>-a<attempt> and its pods <child>-worker-<n>: 40 leaves 23 of a label's 63 characters.
+NAME_LENGTH = 40
+
+Attempts = Annotated[int, Field(ge=0, le=1000)]
+LabelKey = Annotated[str, Field(min_length=1, max_length=317)]  # prefix of 253, a slash, a name of 63
+LabelValue = Annotated[str, Field(max_length=63)]
+ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
+
+
+class Metadata(Recipe):
+    """Which run this is."""
+
+    name: str = Field(pattern=DNS_LABEL, max_length=NAME_LENGTH)
+    """Name of the run: lower-case letters, digits and dashes, at most 40, a letter first."""
+    namespace: str | None = Field(default=None, max_length=63)
+    """Namespace of the run; no meaning on a machine without a cluster."""
+    labels: dict[LabelKey, LabelValue] = Field(default={})
+    """Labels of the run; not passed on to its pods."""
+    annotations: dict[LabelKey, str] = Field(default={})
+    """Annotations of the run; not passed on to its pods."""
+
+
+class Resources(Recipe):
+    """What one pod asks for. Requests equal limits. No meaning on a machine without a cluster."""
+
+    cpu: float | None = Field(default=None, gt=0, le=4096)
+    """CPU cores; null leaves them to the cluster's defaults."""
+    memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$", max_length=16)
+    """Memory, as in 64Gi; null leaves it to the cluster's defaults."""
+    gpu: int | None = Field(default=None, ge=0, le=64)
+    """GPUs; null: one for each process of a stage that runs a model, none for the others."""
+
+
+class StoreSpec(Recipe):
+    """Where every output of the run lies. A tenant is a store prefix: nothing is shared across prefixes."""
+
+    uri: str = Field(min_length=1, max_length=1024)
+    """s3://bucket/prefix; on one machine also file:///path, or a path relative to the working directory."""
+    endpoint: str | None = Field(default=None, max_length=1024)
+    """Address of an S3 server that is not Amazon's, as in https://minio.example:9000."""
+    region: str | None = Field(default=None, max_length=64)
+    """Region of the bucket."""
+    credentials_secret: ObjectName | None = None
+    """Secret in the run's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; null: the pod's own identity."""
+    ca_secret: ObjectName | None = None
+    """Secret in the run's namespace with ca.crt, the authority that signed the endpoint's certificate."""
+    ca_file: str | None = Field(default=None, min_length=1, max_length=1024)
+    """File with that authority, for runs without a cluster."""
+
+    @model_validator(mode="after")
+    def _uri_is_understood(self) -> Self:
+        scheme, found, rest = self.uri.partition("://")
+        if found and (scheme not in ("s3", "file") or not rest.strip("/")):
+            raise ValueError(f"uri: {self.uri!r} is neither s3://bucket/prefix nor file:///path nor a path")
+        if scheme == "file" and found and not rest.startswith("/"):
+            raise ValueError(f"uri: {self.uri!r} names a host; a file URI has three slashes, as in file:///data/egt")
+        return self
+
+
+class Toleration(Recipe):
+    """A taint that pods of the run put up with; the fields are those of Kubernetes."""
+
+    key: str | None = Field(default=None, max_length=317)
+    """Key of the taint; null with operator Exists matches every taint."""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    """Equal compares the value, Exists does not."""
+    value: str | None = Field(default=None, max_length=63)
+    """Value of the taint."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint; null matches all."""
+    toleration_seconds: int | None = Field(default=None, ge=0)
+    """How long NoExecute is put up with; null: for ever."""
+
+
+class Scheduling(Recipe):
+    """Queue, priority and nodes of the run's pods."""
+
+    queue: str | None = Field(default=None, pattern=DNS_LABEL, max_length=63)
+    """Kueue's LocalQueue that admits each stage; null: no queue."""
+    priority_class: ObjectName | None = None
+    """PriorityClass of the pods."""
+    node_selector: dict[LabelKey, LabelValue] = Field(default={}, max_length=32)
+    """Labels that a node must have: the node pool."""
+    tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
+    """Taints that the pods put up with."""
+
+
+class PodTemplate(Recipe):
+    """What is laid over every pod of the run; nothing else of a pod can be changed."""
+
+    labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=32)
+    """Labels of the pods, as cost reports need them."""
+    annotations: dict[LabelKey, Annotated[str, Field(max_length=4096)]] = Field(default={}, max_length=32)
+    """Annotations of the pods."""
+
+
+class Retry(Recipe):
+    """How often a stage starts again after a failure of each class. A user error is never tried again."""
+
+    preempted: Attempts = 100
+    """The pod gave way to a more important one or to maintenance: no fault of the run."""
+    node_lost: Attempts = 10
+    """The node went away or stopped answering."""
+    unavailable: Attempts = 10
+    """A service outside did not answer (exit code 69)."""
+    crash: Attempts = 3
+    """Any other exit code."""
+    hang: Attempts = 2
+    """No progress for too long."""
+    bad_input: Attempts = 2
+    """An input artifact was missing or damaged (exit code 65); its stage runs again first."""
+    out_of_memory: Attempts = 1
+    """Killed for memory; a second time would end alike unless another pod had taken it."""
+
+
+class TimeToLive(Recipe):
+    """When a finished run is removed from the cluster, by outcome. Artifacts in the store stay."""
+
+    complete_seconds: int | None = Field(default=None, ge=0)
+    """Seconds after a run is complete; null: never."""
+    failed_seconds: int | None = Field(default=None, ge=0)
+    """Seconds after a run has failed; null: never."""

@@ -1,0 +1,128 @@
+"""What the operator says of a run. Fields of a newer operator are ignored, not refused, when a status is read."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from egt_operator.plan import Phase
+from egt_pipeline.contract.graph import StageName
+
+Text = Annotated[str, Field(max_length=32768)]  # what Kubernetes allows a condition's message
+FailureClass = Literal[
+    "UserError", "OutOfMemory", "NodeLost", "Preempted", "Hang", "BadInput", "Unavailable", "Crash", "Deadline"
+]
+
+
+class StatusPart(BaseModel):
+    """Base of the status: frozen, camelCase outside."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+
+class Condition(StatusPart):
+    """One aspect of a run, in the form of Kubernetes' metav1.Condition."""
+
+    type: Literal["Accepted", "Running", "Suspended", "Complete", "Failed"]
+    """What is said; Complete and Failed never flip once they are True."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: str = Field(pattern=r"^[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9])?$", max_length=128)
+    """Why, as one word for programs."""
+    message: Text
+    """Why, for people."""
+    last_transition_time: datetime
+    """When status changed last."""
+    observed_generation: int | None = Field(default=None, ge=0)
+    """Generation of the spec that this was said of."""
+
+
+class StageProgress(StatusPart):
+    """How far a stage is."""
+
+    done: float
+    """Units that are done."""
+    total: float
+    """Units in all."""
+    unit: str = Field(max_length=64)
+    """What is counted: rows, steps."""
+
+
+class GpuHours(StatusPart):
+    """GPU-hours of a stage over all its attempts."""
+
+    used: float = Field(default=0, ge=0)
+    """All that were spent."""
+    wasted: float = Field(default=0, ge=0)
+    """Those of them spent on work that had to be done again."""
+
+
+class Failure(StatusPart):
+    """Why an attempt failed."""
+
+    kind: FailureClass = Field(alias="class")
+    """Class of the failure; it decides how often the stage is tried again."""
+    attempt: int = Field(ge=1)
+    """The attempt that failed."""
+    exit_code: int | None = None
+    """What the process ended with, if it ended by itself."""
+    message: Text = ""
+    """The stage's own last words."""
+    time: datetime
+    """When it failed."""
+
+
+class StageStatus(StatusPart):
+    """One stage of the run as it was seen."""
+
+    name: StageName
+    """The stage."""
+    phase: Phase
+    """How far it is."""
+    attempt: int = Field(default=0, ge=0)
+    """Number of the last attempt; 0 before the first and when its output was published already."""
+    digest: str | None = Field(default=None, max_length=64)
+    """Name of its output in the store; null until prepare has read the data."""
+    job: str | None = Field(default=None, max_length=63)
+    """Job of the last attempt."""
+    started: datetime | None = None
+    """When the first attempt started."""
+    finished: datetime | None = None
+    """When the output was published, or the stage was given up."""
+    queue_seconds: float | None = Field(default=None, ge=0)
+    """Time spent in the queue, over all attempts."""
+    progress: StageProgress | None = None
+    """How far the last attempt is."""
+    metrics: dict[str, float] = Field(default={}, max_length=256)
+    """Figures of its manifest."""
+    gpu_hours: GpuHours | None = None
+    """What it cost."""
+    last_failure: Failure | None = None
+    """Why the last attempt that failed did so."""
+
+
+class EGTRunStatus(StatusPart):
+    """What the operator saw of a run."""
+
+    observed_generation: int | None = Field(default=None, ge=0)
+    """Generation of the spec that this status speaks of."""
+    phase: Literal["Pending", "Running", "Suspended", "Complete", "Failed"] = "Pending"
+    """The conditions in one word."""
+    stage: StageName | None = None
+    """The stage that is at work or was last."""
+    progress: str | None = Field(default=None, max_length=64)
+    """How far the run is, for people: 3/7 (probe 40 %)."""
+    accuracy: str | None = Field(default=None, max_length=16)
+    """Accuracy of the final model on the first source of data.evaluate, with three decimals."""
+    conditions: tuple[Condition, ...] = Field(default=(), max_length=16)
+    """Accepted, Running, Suspended, Complete, Failed."""
+    stages: tuple[StageStatus, ...] = Field(default=(), max_length=16)
+    """Every stage, in the order of the graph."""
