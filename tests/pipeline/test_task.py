@@ -1,0 +1,76 @@
+"""Digests: what names an output, and what does not."""
+
+import pytest
+from build_recipes import CONTENT, make_recipes
+from egt_pipeline.contract.chain import chain
+from egt_pipeline.contract.graph import STAGES, StageName
+from egt_pipeline.contract.recipes import CurateRecipe, Keep, ProbeRecipe, Recipe, SFTRecipe
+from egt_pipeline.contract.task import content_digest, digest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(), json_values, min_size=2))
+def test_the_order_of_keys_does_not_change_a_digest(data: dict[str, object]) -> None:
+    assert content_digest(data) == content_digest(dict(reversed(data.items())))
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.text()), st.dictionaries(st.sampled_from("abc"), st.text()))
+def test_different_inputs_give_different_digests(one: dict[str, str], other: dict[str, str]) -> None:
+    recipe = CurateRecipe()
+    same = digest(StageName.CURATE, 1, recipe, one) == digest(StageName.CURATE, 1, recipe, other)
+    assert same == (one == other)
+
+
+def test_a_new_revision_of_the_code_gives_a_new_digest() -> None:
+    recipe = ProbeRecipe()
+    assert digest(StageName.PROBE, 1, recipe, {}) != digest(StageName.PROBE, 2, recipe, {})
+
+
+def test_how_often_a_checkpoint_is_written_is_no_part_of_the_name() -> None:
+    often, rarely = SFTRecipe(checkpoint_steps=5), SFTRecipe(checkpoint_steps=500)
+    assert digest(StageName.SFT, 1, often, {}) == digest(StageName.SFT, 1, rarely, {})
+
+
+def test_a_default_written_out_is_the_same_recipe() -> None:
+    assert digest(StageName.SFT, 1, SFTRecipe(), {}) == digest(StageName.SFT, 1, SFTRecipe(weight_decay=0.0), {})
+
+
+def test_a_recipe_survives_json_with_its_digest() -> None:
+    for stage in STAGES:
+        recipe = make_recipes()[stage.name]
+        again = stage.recipe.model_validate_json(recipe.model_dump_json(by_alias=True))
+        assert again.identity() == recipe.identity()
+
+
+def test_every_stage_reads_only_stages_before_it() -> None:
+    links = chain(make_recipes(), source_fingerprint="f", prepared=CONTENT)
+    places = list(links)
+    for name, link in links.items():
+        assert all(places.index(ref.stage) < places.index(name) for ref in (link.inputs or {}).values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields", "message"),
+    [
+        (Keep, {}, "exactly one of share, topK, percentile"),
+        (Keep, {"share": 0.1, "topK": 3}, "exactly one of share, topK, percentile"),
+        (Keep, {"percentile": 15, "band": "high"}, "percentile keeps the low end only"),
+        (SFTRecipe, {"batchSize": 10, "microBatchSize": 4}, "batchSize: 10 is no multiple of microBatchSize 4"),
+        (SFTRecipe, {"learningRat": 0.1}, "learningRat"),
+        (SFTRecipe, {"learningRate": float("nan")}, "learningRate"),
+        (ProbeRecipe, {"generations": 0}, "generations"),
+    ],
+)
+def test_an_impossible_recipe_is_refused_by_the_name_of_its_field(
+    recipe: type[Recipe], fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        recipe.model_validate(fields)
