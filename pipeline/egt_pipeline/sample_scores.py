@@ -93,10 +93,7 @@ def batches(path: Path, columns: Sequence[str]) -> Iterator[Batch]:
     Raises ArtifactError for another format, a missing column, or rows that do not ascend, as a sample's generations
     would not lie together.
     """
-    try:
-        file = pq.ParquetFile(path, read_dictionary=["status"], pre_buffer=False, buffer_size=1 << 18)
-    except pa.ArrowInvalid as error:
-        raise ArtifactError(f"{path.name}: is no Parquet file: {error}") from error
+    file = _open(path)
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
         raise ArtifactError(f"{path.name}: has no column {missing}; it has {file.schema_arrow.names}")
@@ -119,7 +116,7 @@ def batches(path: Path, columns: Sequence[str]) -> Iterator[Batch]:
 
 def read_samples(path: Path, score: Callable[[Batch, Mask], Floats], columns: Sequence[str]) -> Samples:
     """The samples of an entropies table. ``score`` gives one value a sample from a batch and its usable rows."""
-    count = pq.read_metadata(path).num_rows
+    count = _open(path).metadata.num_rows
     samples = Samples(np.empty(count), np.empty(count, np.int8), np.empty(count, np.int16))
     done = 0
     for batch in batches(path, ("status", "predicted", ANSWER, SENTENCE, *columns)):
@@ -150,6 +147,13 @@ def read_candidates(path: Path, positions: Positions) -> tuple[pa.ChunkedArray, 
         done += len(batch.starts)
     pa.default_memory_pool().release_unused()
     return pa.chunked_array(ids, pa.string()), np.concatenate(entropies)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, read_dictionary=["status"], pre_buffer=False, buffer_size=1 << 18)
+    except pa.ArrowInvalid as error:
+        raise ArtifactError(f"{path.name}: is no Parquet file: {error}") from error
 
 
 def _reasons(batch: Batch, reasons: list[str]) -> NDArray[np.int16]:
