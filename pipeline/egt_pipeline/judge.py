@@ -1,0 +1,103 @@
+"""Who says whether the reasoning supports the answer (R_logic): rules, an OpenAI-compatible model, or nobody.
+
+The model sees text only: the last lines of the reasoning and the verdict (R1-Reward section 4.3). A judge that fails
+counts 0, never more, and the failure is counted.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from openai import AsyncOpenAI, OpenAIError
+
+from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.recipes import Endpoint, LogicJudge
+from egt_pipeline.rewards import Answer, Logic, rule_logic
+
+_LAST_LINES = 3  # a conclusion stands at the end (R1-Reward's reward server sends as many)
+_RETRIES = 3  # the client waits longer before each
+_LONGEST_VERDICT = 8  # tokens; one digit is asked for
+
+_PROMPT = """A model compared two responses and then gave its verdict. Say whether the verdict follows.
+
+End of its comparison:
+{reasoning}
+
+Its verdict: Response {answer} is better.
+
+Write 1 if the comparison comes to the same verdict.
+Write 0 if it comes to the other one, praises or rejects both alike, or leaves it open.
+Write the single digit and nothing else."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """R_logic, and whether the judge failed to give one."""
+
+    logic: Logic
+    failed: bool = False
+
+
+Judge = Callable[[str, Answer], Awaitable[Judgement]]
+
+
+def judge_for(recipe: LogicJudge) -> Judge:
+    """The judge of a recipe: called with a reasoning and the answer it led to. Raises TaskError if its key is unset."""
+    match recipe.kind:
+        case "rule":
+            return _by_rule
+        case "none":
+            return _nobody
+    assert recipe.endpoint is not None  # the recipe's own validation
+    return EndpointJudge(recipe.endpoint)
+
+
+async def _by_rule(reasoning: str, answer: Answer) -> Judgement:
+    return Judgement(rule_logic(reasoning, answer))
+
+
+async def _nobody(_reasoning: str, _answer: Answer) -> Judgement:
+    return Judgement(0)
+
+
+class EndpointJudge:
+    """Asks the service once for each different question; at most ``concurrency`` requests are under way."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        key = os.environ.get(endpoint.api_key_env)
+        if not key:
+            raise TaskError(f"rl.judge.endpoint.apiKeyEnv: environment variable {endpoint.api_key_env} is not set")
+        self._model = endpoint.model
+        self._client = AsyncOpenAI(
+            base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout_seconds, max_retries=_RETRIES
+        )
+        self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self._known: dict[str, Logic] = {}
+
+    async def __call__(self, reasoning: str, answer: Answer) -> Judgement:
+        """+1 for "1", -1 for "0"; 0 and failed when the service fails or says anything else."""
+        question = _PROMPT.format(reasoning="\n".join(reasoning.splitlines()[-_LAST_LINES:]), answer=answer)
+        key = hashlib.sha256(question.encode()).hexdigest()
+        if key in self._known:
+            return Judgement(self._known[key])
+        try:
+            async with self._slots:
+                said = await self._ask(question)
+        except OpenAIError:
+            return Judgement(0, failed=True)
+        if said not in ("0", "1"):
+            return Judgement(0, failed=True)
+        logic: Logic = 1 if said == "1" else -1
+        self._known[key] = logic
+        return Judgement(logic)
+
+    async def _ask(self, question: str) -> str:
+        completion = await self._client.chat.completions.create(
+            model=self._model,
+            messages=[{"role": "user", "content": question}],
+            temperature=0.0,
+            max_tokens=_LONGEST_VERDICT,
+        )
+        return (completion.choices[0].message.content or "").strip() if completion.choices else ""

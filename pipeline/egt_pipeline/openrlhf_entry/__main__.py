@@ -1,0 +1,54 @@
+"""``python -m egt_pipeline.openrlhf_entry RUN_FILE``: OpenRLHF's own training command on a private Ray.
+
+Exits with a code of contract/errors.py; a failure with a meaning of its own is written to the run's ``failure`` file.
+"""
+
+import json
+import os
+import runpy
+import sys
+
+from egt_pipeline.contract.errors import EXIT_DONE, EgtError
+from egt_pipeline.openrlhf_entry.machine import die_with_parent, has_cuda
+from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, arguments, current_run, logical_devices
+
+_OBJECT_STORE_BYTES = 200 * 2**20  # a rollout of 256 samples with their pixels; more of it spills to disk
+
+
+def main(run_file: str) -> int:
+    """Train as the run file says; return the exit code."""
+    os.environ[RUN_FILE_VARIABLE] = run_file
+    run = current_run()
+    die_with_parent(run.parent)
+    try:
+        _start_ray(run)
+        _train(run)
+    except EgtError as error:
+        run.failure.write_text(json.dumps({"exit_code": error.exit_code, "message": str(error)}))
+        return error.exit_code
+    return EXIT_DONE
+
+
+def _start_ray(run: RunFile) -> None:
+    import ray
+
+    devices = logical_devices(run)
+    ray.init(
+        address="local",  # never somebody else's
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        _temp_dir=str(run.ray_folder),
+        **({} if has_cuda() else {"num_cpus": devices, "num_gpus": devices}),
+    )
+
+
+def _train(run: RunFile) -> None:
+    from egt_pipeline.openrlhf_entry import actors
+
+    actors.put_in_place()
+    sys.argv = ["train_ppo_ray", *arguments(run, cuda=has_cuda())]
+    runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
