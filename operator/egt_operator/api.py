@@ -33,7 +33,7 @@ VERSION = "v1alpha1"
 KIND = "EGTRun"
 
 Processes = Annotated[int, Placement, Field(ge=1, le=1024)]
-Seconds = Annotated[int, Placement, Field(ge=1)]
+Deadline = Annotated[int | None, Placement, Field(ge=1)]
 
 
 def _check_processes(batch_size: int, micro_batch_size: int, processes: int) -> None:
@@ -142,8 +142,8 @@ class EGTRunSpec(Recipe):
     """Where every output of the run lies."""
     prepare: PrepareStage = PrepareStage()
     """Checks of the data before anything expensive starts."""
-    distill: DistillStage = Field(default={}, validate_default=True)
-    """The teacher's trajectories."""
+    distill: DistillStage
+    """The teacher's trajectories; has no default, as nobody can guess the teacher."""
     sft: SFTStage = SFTStage()
     """Supervised fine-tuning."""
     probe: ProbeStage = ProbeStage()
@@ -164,9 +164,9 @@ class EGTRunSpec(Recipe):
     """Who reconciles the run; the operator leaves a run alone that is managed by another."""
     suspend: Annotated[bool, Placement] = False
     """true stops the run after its checkpoints; false goes on from them."""
-    active_deadline_seconds: Seconds | None = None
+    active_deadline_seconds: Deadline = None
     """The run fails when it has been active this long, time in the queue and suspended not counted; null: never."""
-    queue_deadline_seconds: Seconds | None = None
+    queue_deadline_seconds: Deadline = None
     """The run fails when one stage has waited in the queue this long; null: never."""
     retry: Retry = Retry()
     """How often a stage starts again, by class of failure."""

@@ -11,7 +11,6 @@ DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_LENGTH = 40
 
 Attempts = Annotated[int, Field(ge=0, le=1000)]
-LabelKey = Annotated[str, Field(min_length=1, max_length=317)]  # prefix of 253, a slash, a name of 63
 LabelValue = Annotated[str, Field(max_length=63)]
 ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
 
@@ -23,9 +22,9 @@ class Metadata(Recipe):
     """Name of the run: lower-case letters, digits and dashes, at most 40, a letter first."""
     namespace: str | None = Field(default=None, max_length=63)
     """Namespace of the run; no meaning on a machine without a cluster."""
-    labels: dict[LabelKey, LabelValue] = Field(default={})
+    labels: dict[str, LabelValue] = Field(default={})
     """Labels of the run; not passed on to its pods."""
-    annotations: dict[LabelKey, str] = Field(default={})
+    annotations: dict[str, str] = Field(default={})
     """Annotations of the run; not passed on to its pods."""
 
 
@@ -88,7 +87,7 @@ class Scheduling(Recipe):
     """Kueue's LocalQueue that admits each stage; null: no queue."""
     priority_class: ObjectName | None = None
     """PriorityClass of the pods."""
-    node_selector: dict[LabelKey, LabelValue] = Field(default={}, max_length=32)
+    node_selector: dict[str, LabelValue] = Field(default={}, max_length=32)
     """Labels that a node must have: the node pool."""
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
     """Taints that the pods put up with."""
@@ -97,9 +96,9 @@ class Scheduling(Recipe):
 class PodTemplate(Recipe):
     """What is laid over every pod of the run; nothing else of a pod can be changed."""
 
-    labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=32)
+    labels: dict[str, LabelValue] = Field(default={}, max_length=32)
     """Labels of the pods, as cost reports need them."""
-    annotations: dict[LabelKey, Annotated[str, Field(max_length=4096)]] = Field(default={}, max_length=32)
+    annotations: dict[str, Annotated[str, Field(max_length=4096)]] = Field(default={}, max_length=32)
     """Annotations of the pods."""
 
 
