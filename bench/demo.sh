@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 folder=$1 port=$2 egt=.venv/bin/egt
 [ -e "$folder/data/truth.parquet" ] || $egt data digits "$folder/data"
 [ -e "$folder/model/config.json" ] || $egt model tiny "$folder/model"
-$egt data teacher --data "$folder/data" --port "$port" >"$folder/teacher.log" 2>&1 &
+$egt data teacher --port "$port" >"$folder/teacher.log" 2>&1 &
 teacher=$!
 trap 'kill $teacher 2>/dev/null || true' EXIT
 $egt local run crds/examples/digits.yaml

@@ -110,7 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: thousands of requests would bury what matters."""
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # the default of 5 refuses connections when a client opens sixteen at once
+    daemon_threads = True
+
+
 def make_server(port: int) -> ThreadingHTTPServer:
     """A teacher that listens on loopback; the network is trained when this returns."""
     handler = type("Handler", (_Handler,), {"teacher": Teacher()})
-    return ThreadingHTTPServer(("127.0.0.1", port), handler)
+    return _Server(("127.0.0.1", port), handler)

@@ -1,0 +1,107 @@
+"""One conversation partner behind the chat-completions protocol: teachers and judges.
+
+Network errors, time-outs, 429 and 5xx are retried with growing pauses (Retry-After is honoured) by the ``openai`` client; what is left
+after that is UnavailableError. A refused key or an unknown model is TaskError: no retry helps.
+"""
+
+import asyncio
+import hashlib
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import openai
+
+from egt_pipeline.contract.errors import TaskError, UnavailableError
+from egt_pipeline.contract.recipes import Endpoint
+
+_RETRIES = 6  # the client pauses 0.5 s, doubling up to 8 s: half a minute before a row counts as unavailable
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The text of one completion and what it cost."""
+
+    text: str
+    truncated: bool
+    tokens_in: int
+    tokens_out: int
+
+
+class Chat:
+    """Asks an endpoint, at most ``endpoint.concurrency`` requests at once; use as a context manager."""
+
+    def __init__(self, endpoint: Endpoint, loop: asyncio.Runner) -> None:
+        self._endpoint = endpoint
+        self._loop = loop
+        self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self._client = openai.AsyncOpenAI(
+            base_url=endpoint.base_url,
+            api_key=api_key(endpoint),
+            timeout=endpoint.timeout_seconds,
+            max_retries=_RETRIES,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(self._client.close())
+
+    async def ask(
+        self, messages: Sequence[dict[str, Any]], *, temperature: float, max_tokens: int, seed: int
+    ) -> Reply:
+        """One completion. Raises UnavailableError when the service does not answer, TaskError when it refuses for good."""
+        async with self._slots:
+            try:
+                done = await self._client.chat.completions.create(
+                    model=self._endpoint.model,
+                    messages=messages,  # type: ignore[arg-type]
+                    temperature=temperature,
+                    max_tokens=max_tokens,
+                    seed=seed,
+                )
+            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+                raise TaskError(f"{self._endpoint.base_url} refuses model {self._endpoint.model!r}: {error}") from None
+            except openai.BadRequestError as error:
+                return Reply(f"refused: {error}", truncated=False, tokens_in=0, tokens_out=0)
+            except (openai.APIError, ValueError) as error:  # ValueError: a body that is not JSON
+                raise UnavailableError(f"{self._endpoint.base_url}: {error}") from None
+        choices = getattr(done, "choices", None) or []
+        if not choices:
+            return Reply("", truncated=False, tokens_in=0, tokens_out=0)
+        usage = done.usage
+        return Reply(
+            choices[0].message.content or "",
+            truncated=choices[0].finish_reason == "length",
+            tokens_in=usage.prompt_tokens if usage else 0,
+            tokens_out=usage.completion_tokens if usage else 0,
+        )
+
+
+def api_key(endpoint: Endpoint) -> str:
+    """The key from the environment; a service on this machine needs none. Raises TaskError naming the variable."""
+    key = os.environ.get(endpoint.api_key_env)
+    if key:
+        return key
+    if _is_local(urlsplit(endpoint.base_url).hostname or ""):
+        return "unused"
+    raise TaskError(f"apiKeyEnv: the environment variable {endpoint.api_key_env} is empty; {endpoint.base_url} needs a key")
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that follows from ``parts``, within the range that services accept."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:4], "big") >> 1

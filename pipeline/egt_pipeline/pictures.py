@@ -1,0 +1,34 @@
+"""Is this a picture we can use? Decided from its bytes, before and after decoding."""
+
+import io
+import warnings
+
+from PIL import Image, UnidentifiedImageError
+
+_SMALLEST_SIDE = 4  # pixels; a 1-pixel tracking image is no picture of anything
+
+
+def picture_problem(data: bytes, *, max_pixels: int) -> str | None:
+    """Why the picture cannot be used, in words; None when it decodes whole.
+
+    Its size is read from the header first, so that a decompression bomb costs no memory.
+    """
+    if not data:
+        return "image is empty (0 bytes)"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    return f"image has {width} x {height} pixels, more than maxImagePixels {max_pixels}"
+                if min(width, height) < _SMALLEST_SIDE:
+                    return f"image has {width} x {height} pixels; {_SMALLEST_SIDE} a side are the least"
+                image.convert("RGB")
+    except UnidentifiedImageError:
+        return "image is of no known format"
+    except Image.DecompressionBombError:
+        return f"image has more pixels than maxImagePixels {max_pixels}"
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        return f"image is damaged: {error}"
+    return None
