@@ -1,0 +1,132 @@
+"""probe: one pass over the RL data that measures how sure the model is of each answer (EGT eq. 3 and 4).
+
+``entropies.parquet`` has one row for each generation of every sample that came in, labels unseen::
+
+    row 17 · sample_id "pool-00017" · generation 0 · answer_order "12" · answer_entropy_nats 0.19
+    sentence_entropy_nats 0.31 · p_answer_1 0.95 · p_answer_2 0.05 · predicted 1 · response_tokens 23
+    response "<think>..</think><answer>1</answer>" · status "ok" · reason ""
+
+Its bytes depend on the recipe, the model and the data, not on how many workers there were or which of them died.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from egt_pipeline.chunks import Chunk, commit_share, committed, cut
+from egt_pipeline.context import Context, StageResult
+from egt_pipeline.contract.recipes import ProbeRecipe
+from egt_pipeline.contract.task import Metric
+from egt_pipeline.engines import open_engine
+from egt_pipeline.engines.interface import Engine
+from egt_pipeline.judgements import judge, refused_rows, requests
+from egt_pipeline.metrics import tie_share
+from egt_pipeline.preferences import STATUS_OK, Images, read_preferences
+
+ENTROPIES_FILE = "entropies.parquet"
+ENTROPIES = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("sample_id", pa.string()),
+        ("generation", pa.int32()),
+        ("answer_order", pa.string()),
+        ("answer_entropy_nats", pa.float64()),
+        ("sentence_entropy_nats", pa.float64()),
+        ("p_answer_1", pa.float64()),
+        ("p_answer_2", pa.float64()),
+        ("predicted", pa.int8()),
+        ("response_tokens", pa.int32()),
+        ("response", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+def run(recipe: ProbeRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
+    """Commits this worker's chunks; the worker that finds all of them committed writes entropies.parquet."""
+    folder = inputs["data"] / "rl"
+    chunks = cut(read_preferences(folder, labelled=False), recipe.chunk_rows)
+    prober = _Prober(recipe, inputs["model"] / "model", folder)
+    commit_share(chunks, context, prober.measure, prober.tokens_per_second)
+    tables = committed(chunks, context)
+    if tables is None:
+        return StageResult(metrics={}, published_elsewhere=True)
+    refused = [{**row, "generation": 0} for row in refused_rows(folder)]
+    table = pa.concat_tables([pa.Table.from_pylist(refused, schema=ENTROPIES), *tables])
+    table = table.sort_by([("row", "ascending"), ("generation", "ascending")]).combine_chunks()
+    pq.write_table(table, out / ENTROPIES_FILE, compression="zstd")
+    return StageResult(metrics={**metrics(table), "tokens_per_second": prober.tokens_per_second()})
+
+
+class _Prober:
+    """Measures chunks; the model is loaded when the first chunk needs it."""
+
+    def __init__(self, recipe: ProbeRecipe, model: Path, data: Path) -> None:
+        self._recipe, self._model = recipe, model
+        self._images = Images(data)
+        self._tokens, self._seconds = 0, 0.0
+
+    @cached_property
+    def _engine(self) -> Engine:
+        recipe = self._recipe
+        return open_engine(recipe.engine, self._model, recipe.precision, recipe.prompt, recipe.batch_size)
+
+    def measure(self, chunk: Chunk) -> pa.Table:
+        """One row for each generation of each row of the chunk."""
+        recipe = self._recipe
+        engine = self._engine
+        asked = [(row, generation) for row in chunk.rows for generation in range(recipe.generations)]
+        started = time.monotonic()
+        results = engine.generate(
+            requests([row for row, _ in asked], self._images),
+            max_new_tokens=recipe.max_new_tokens,
+            temperature=0.0 if recipe.generations == 1 else 1.0,
+            # Chunks are the same for any number of workers, so samples are too.
+            seed=int(np.random.SeedSequence([recipe.seed, chunk.number]).generate_state(1)[0]),
+        )
+        judged = [judge(result) for result in results]
+        self._seconds += time.monotonic() - started
+        self._tokens += sum(judgement.response_tokens or 0 for judgement in judged)
+        rows = [
+            {
+                "row": row.row,
+                "sample_id": row.sample_id,
+                "generation": generation,
+                "answer_order": row.answer_order,
+                **asdict(judgement),
+            }
+            for (row, generation), judgement in zip(asked, judged, strict=True)
+        ]
+        return pa.Table.from_pylist(rows, schema=ENTROPIES)
+
+    def tokens_per_second(self) -> float | None:
+        """Of what this process generated; None if it generated nothing."""
+        return self._tokens / self._seconds if self._seconds else None
+
+
+def metrics(table: pa.Table) -> dict[str, Metric]:
+    """Figures of an entropies table: rows by status, tokens, and for ok rows the shape of the scores."""
+    statuses = Counter(table["status"].to_pylist())
+    ok = table.filter(pc.equal(table["status"], STATUS_OK))
+    answer = ok["answer_entropy_nats"].to_numpy()
+    figures: dict[str, Metric] = {"rows": len(table), "ok": statuses[STATUS_OK]}
+    figures |= {f"status.{status}": count for status, count in sorted(statuses.items())}
+    figures["tokens"] = pc.sum(table["response_tokens"]).as_py() or 0
+    if len(ok):
+        figures |= {
+            "answer_entropy_nats.mean": float(answer.mean()),
+            "sentence_entropy_nats.mean": float(ok["sentence_entropy_nats"].to_numpy().mean()),
+            "predicted_1_share": float((ok["predicted"].to_numpy() == 1).mean()),
+            "zero_entropy_share": float((answer == 0).mean()),
+            "tied_entropy_share": tie_share(answer),
+        }
+    return figures
