@@ -143,7 +143,7 @@ class EGTRunSpec(Recipe):
     prepare: PrepareStage = PrepareStage()
     """Checks of the data before anything expensive starts."""
     distill: DistillStage
-    """The teacher's trajectories; has no default, as nobody can guess the teacher."""
+    """The teacher's trajectories: name a teacher, or set enabled: false and bring responses in data.sft."""
     sft: SFTStage = SFTStage()
     """Supervised fine-tuning."""
     probe: ProbeStage = ProbeStage()

@@ -1,0 +1,169 @@
+"""A manifest file becomes an EGTRun, or one error that says everything that is wrong with it, line by line."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from yaml.nodes import MappingNode, Node, SequenceNode
+
+from egt_operator.api import EGTRun
+from egt_operator.schema_rules import inner_models
+from egt_pipeline.contract.errors import TaskError
+
+MAX_BYTES = 2**17  # a manifest has a few KiB; the densest YAML of this size takes the parser two seconds
+MAX_DEPTH = 32  # EGTRun is 6 deep; the loader recurses, and Python's stack ends long before a hostile file does
+_SHOWN = 80  # characters of a value that a message repeats
+_LISTED = 20  # errors: what a terminal shows without scrolling
+
+Location = Sequence[int | str]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as data: no tags of Python's, no key twice, no aliases (a few lines of them unfold to gigabytes)."""
+
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self._refuse("aliases (*name) are not accepted; write it out")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            self._refuse(f"is nested more than {MAX_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.MarkedYAMLError(problem=f"{name!r} is given twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+    def _refuse(self, problem: str) -> NoReturn:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+def load_run(path: Path) -> EGTRun:
+    """The run that the YAML file at ``path`` holds. Raises TaskError with one line for everything that is wrong."""
+    text = _read(path)
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        data = loader.construct_document(node) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        several = isinstance(error, yaml.composer.ComposerError) and "single document" in str(error.context)
+        problem = "holds several documents; one file holds one EGTRun" if several else str(error.problem)
+        raise TaskError(f"{path}{line}: {problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or a date that Python cannot hold
+        raise TaskError(f"{path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict) or not isinstance(node, MappingNode):
+        raise TaskError(f"{path}: holds no EGTRun; a manifest starts with apiVersion, kind, metadata and spec")
+    try:
+        return EGTRun.model_validate(data, by_alias=True, by_name=False)
+    except ValidationError as error:
+        wrong = error.errors()
+        lines = [f"{path}:{_line(node, details['loc'])}: {_say(details)}" for details in wrong[:_LISTED]]
+        rest = [f"{path}: and {len(wrong) - _LISTED} more"] if len(wrong) > _LISTED else []
+        raise TaskError("\n".join(lines + rest)) from None
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise TaskError(f"{path}: is larger than {MAX_BYTES:,} bytes; a manifest has a few thousand")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: byte {error.start} is not UTF-8 text") from None
+
+
+def _line(node: Node, location: Location) -> int:
+    """The line of the innermost part of ``location`` that stands in the file, counted from 1."""
+    line: int = node.start_mark.line
+    for step in location:
+        if isinstance(node, MappingNode):
+            pair = next(((key, value) for key, value in node.value if key.value == step), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line, pair[1]
+        elif isinstance(node, SequenceNode) and isinstance(step, int):
+            node = node.value[step]
+            line = node.start_mark.line
+    return line + 1
+
+
+def _say(details: ErrorDetails) -> str:
+    """One error for people: the field, the value seen, and what would be accepted."""
+    location, value = details["loc"], _shown(details["input"])
+    path = _path(location)
+    context = details.get("ctx", {})
+    match details["type"]:
+        case "missing":
+            return f"{path}: is missing{_purpose(location)}"
+        case "extra_forbidden":
+            return f"{path}: is no field here; {_nearest(location)}"
+        case "literal_error" | "enum":
+            return f"{path}: {value} is not accepted; it must be {context['expected']}"
+        case "value_error":
+            return _own_words(path, str(context["error"]))
+    return f"{path}: {value} is not accepted; it should {details['msg'].partition(' should ')[2] or details['msg']}"
+
+
+def _own_words(path: str, message: str) -> str:
+    """Our validators start with the field they mean, seen from the object they stand in, or from spec."""
+    field, colon, _ = message.partition(": ")
+    if not colon or " " in field:
+        return f"{path}: {message}"
+    if field.startswith("spec."):
+        return message
+    return f"{path.removesuffix('.' + field.split('.')[0])}.{message}"
+
+
+def _path(location: Location) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}.."
+
+
+def _nearest(location: Location) -> str:
+    model = _model_at(location[:-1])
+    known = [field.alias or name for name, field in model.model_fields.items()] if model else []
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+
+
+def _purpose(location: Location) -> str:
+    model = _model_at(location[:-1])
+    fields = model.model_fields.items() if model else ()
+    text = next((field.description for name, field in fields if (field.alias or name) == location[-1]), None)
+    return f"; {text}" if text else ""
+
+
+def _model_at(location: Location) -> type[BaseModel] | None:
+    """The type of the object at a location; None inside a map."""
+    model: type[BaseModel] = EGTRun
+    for step in location:
+        if isinstance(step, int):
+            continue
+        field = next((f for name, f in model.model_fields.items() if (f.alias or name) == step), None)
+        inside = inner_models(field.annotation) if field else []
+        if not inside:
+            return None
+        model = inside[0]
+    return model
