@@ -6,16 +6,10 @@ from pathlib import Path
 
 from egt_pipeline.contract.recipes import RLRecipe
 from egt_pipeline.contract.task import Record
+from egt_pipeline.curriculum import PlannedStep
 
 RUN_FILE_VARIABLE = "EGT_RL_RUN"  # Ray's workers inherit it; OpenRLHF has no argument that reaches all of them
 _AGENT = Path(__file__).parent / "openrlhf_entry" / "agent.py"
-
-
-class PlannedStep(Record):
-    """One optimiser step: the samples it trains on, as row numbers of the dataset, in their order."""
-
-    epoch: int
-    rows: tuple[int, ...]
 
 
 class RunFile(Record):
@@ -147,18 +141,20 @@ def logical_devices(run: RunFile) -> int:
     return run.processes * (2 if run.recipe.kl_coefficient > 0 else 1) + 1
 
 
-def environment(run_file: Path) -> dict[str, str]:
+def environment(run: RunFile, run_file: Path) -> dict[str, str]:
     """Variables of the run's processes: offline, quiet, one thread each, as there are more processes than cores."""
     return {
         RUN_FILE_VARIABLE: str(run_file),
         "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(run.folder / "datasets"),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # the kernel and Kubernetes watch memory; Ray's own watch kills workers
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every weight sync of layers that have no weights
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # on CPU: the engine works itself instead of through one process more
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; enough for the small models that run without a GPU
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }

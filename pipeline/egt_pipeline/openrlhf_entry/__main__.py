@@ -24,7 +24,8 @@ def main(run_file: str) -> int:
         _start_ray(run)
         _train(run)
     except EgtError as error:
-        run.failure.write_text(json.dumps({"exit_code": error.exit_code, "message": str(error)}))
+        reason = getattr(error, "cause", error)  # Ray wraps what a worker raised, traceback and all
+        run.failure.write_text(json.dumps({"exit_code": error.exit_code, "message": str(reason)}))
         return error.exit_code
     return EXIT_DONE
 

@@ -10,6 +10,7 @@
 """
 
 import json
+import time
 from collections.abc import Iterator
 from copy import copy
 from typing import Any
@@ -25,9 +26,10 @@ from openrlhf.utils import get_tokenizer
 from torch.utils.data import DataLoader
 
 from egt_pipeline.contract.errors import StoppedError
+from egt_pipeline.curriculum import PlannedStep
 from egt_pipeline.losses import is_pre_clipped, pre_clip, sigma_filter, within_sigma
 from egt_pipeline.openrlhf_entry.machine import die_with_parent
-from egt_pipeline.rl_run import PlannedStep, current_run
+from egt_pipeline.rl_run import current_run
 
 
 def _behind(actor_class: Any) -> Any:
@@ -97,6 +99,7 @@ class ActorTrainer(ppo_actor.ActorPPOTrainer):  # type: ignore[misc]
         line = {
             "step": self.actor.model.global_steps,  # DeepSpeed's own count of optimiser steps
             "samples": [sample for samples, _ in gathered for sample in samples],
+            "finished": time.time(),
             "grad_norm": grad_norm,
             **sums,
         }

@@ -1,0 +1,194 @@
+"""rl: StableReinforce on the curated samples, from easy to hard, through OpenRLHF (EGT section 2.4).
+
+In: preferences with labels, the fine-tuned model, the selection. Out: ``model/``, and what the optimiser saw in
+``order.parquet``, ``losses.parquet``, ``rewards.parquet`` (see rl_records). The order is compared with the plan; a run
+that saw anything else fails.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from egt_pipeline.context import Context, StageResult
+from egt_pipeline.contract.errors import ArtifactError, TaskError
+from egt_pipeline.contract.recipes import RLRecipe
+from egt_pipeline.contract.task import Progress
+from egt_pipeline.curriculum import PlannedStep, check_order, plan_steps, planned_places
+from egt_pipeline.preferences import Images, Preference, read_preferences
+from egt_pipeline.prompts import messages
+from egt_pipeline.rl_process import newest_checkpoint, train
+from egt_pipeline.rl_records import (
+    RecordTail,
+    losses_table,
+    metrics_of,
+    order_table,
+    rewards_table,
+    seen_places,
+)
+from egt_pipeline.rl_run import RunFile
+
+_CHECKPOINTS = "checkpoints/"
+
+
+def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
+    """Train and leave model and tables in ``out``.
+
+    Raises TaskError when nothing was selected or the batch does not divide, EgtError when the order is not the plan.
+    """
+    _check_batches(recipe, context.processes)
+    model = inputs["model"] / "model"
+    _check_model(model)
+    selected = _selected(inputs)
+    steps = plan_steps(
+        len(selected),
+        order=recipe.order,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        max_steps=recipe.max_steps,
+        seed=recipe.seed,
+    )
+    folder = context.scratch / "rl"
+    folder.mkdir(parents=True)
+    dataset = _write_dataset(folder, selected, Images(inputs["data"] / "rl"), recipe)
+    # Ray's sockets need a path below 108 characters, which a scratch folder may exceed.
+    with tempfile.TemporaryDirectory(prefix="egt-", ignore_cleanup_errors=True) as ray_folder:
+        described = RunFile(
+            recipe=recipe,
+            steps=steps,
+            model=model,
+            dataset=dataset,
+            folder=folder,
+            output=out / "model",
+            ray_folder=Path(ray_folder),
+            processes=context.processes,
+            max_images=max(len(sample.images) for sample in selected),
+            resume=_resume(folder, context),
+            parent=os.getpid(),
+        )
+        watch = _Watch(described, context, RecordTail(described.records))
+        train(described, on_poll=watch, stopping=context.stopping)
+    return _collect(described, steps, [sample.sample_id for sample in selected], out)
+
+
+def _check_batches(recipe: RLRecipe, processes: int) -> None:
+    if recipe.batch_size % (recipe.micro_batch_size * processes):
+        raise TaskError(
+            f"rl.batchSize: {recipe.batch_size} is no multiple of microBatchSize {recipe.micro_batch_size} times "
+            f"{processes} processes"
+        )
+
+
+def _check_model(model: Path) -> None:
+    """OpenRLHF loads models with remote code allowed; a model that brings code is refused."""
+    try:
+        config = json.loads((model / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{error.filename}: the sft artifact holds no model") from error
+    if "auto_map" in config:
+        raise TaskError(f"{model / 'config.json'}: has auto_map; models that bring their own code are not run")
+
+
+def _selected(inputs: Mapping[str, Path]) -> list[Preference]:
+    """The kept samples in the order of their ranks."""
+    table = pq.read_table(inputs["selection"] / "selection.parquet", columns=["sample_id", "rank", "decision"])
+    kept = sorted((row["rank"], row["sample_id"]) for row in table.to_pylist() if row["decision"] == "kept")
+    if not kept:
+        raise TaskError("curate.keep: no sample is left to train on; keep more")
+    preferences = {row.sample_id: row for row in read_preferences(inputs["data"] / "rl", labelled=True)}
+    missing = [sample_id for _, sample_id in kept if sample_id not in preferences]
+    if missing:
+        raise ArtifactError(f"selection.parquet: sample_id {missing[0]!r} is not among the prepared preferences")
+    return [preferences[sample_id] for _, sample_id in kept]
+
+
+def _write_dataset(folder: Path, samples: Sequence[Preference], images: Images, recipe: RLRecipe) -> Path:
+    """OpenRLHF's prompts as JSON lines, row = rank; the label carries what the reward and the records need."""
+    pictures = folder / "images"
+    pictures.mkdir()
+    for image_id in {image_id for sample in samples for image_id in sample.images}:
+        (pictures / image_id).write_bytes(images[image_id])
+    path = folder / "prompts.jsonl"
+    with path.open("w") as lines:
+        for sample in samples:
+            prompt = messages(
+                recipe.prompt, sample.question, sample.answer_1, sample.answer_2, len(sample.images)
+            )
+            row = {
+                "prompt": prompt,
+                "images": [str(pictures / image_id) for image_id in sample.images],
+                "label": json.dumps({"sample_id": sample.sample_id, "label": sample.label}),
+            }
+            lines.write(json.dumps(row) + "\n")
+    return path
+
+
+def _resume(folder: Path, context: Context) -> bool:
+    """Put the newest committed checkpoint where OpenRLHF looks for it; False if there is none."""
+    names = context.work.names(_CHECKPOINTS)
+    if not names:
+        return False
+    step = int(names[-1].rpartition("-")[2])
+    fetched = folder / "fetched"
+    context.work.fetch(names[-1], fetched)
+    shutil.move(fetched / "steps.jsonl", folder / "steps.jsonl")
+    actor = folder / "checkpoints" / "_actor"
+    actor.mkdir(parents=True)
+    shutil.move(fetched / "state", actor / f"global_step{step}")
+    (actor / "latest").write_text(f"global_step{step}")
+    return True
+
+
+@dataclass
+class _Watch:
+    """Called again and again while the run goes on: reports progress, commits new checkpoints, drops older ones."""
+
+    run: RunFile
+    context: Context
+    tail: RecordTail
+    committed: int = 0
+
+    def __call__(self) -> None:
+        for record in self.tail.new():
+            self.context.progress(
+                Progress(
+                    done=record.step,
+                    total=len(self.run.steps),
+                    unit="steps",
+                    metric_name="reward",
+                    metric_value=record.mean("reward"),
+                )
+            )
+        newest = newest_checkpoint(self.run)
+        if newest is not None and newest[0] > self.committed:
+            self._commit(*newest)
+
+    def _commit(self, step: int, state: Path) -> None:
+        """Commit the checkpoint with the records up to its step; hard links keep it while OpenRLHF goes on."""
+        self.committed = step
+        older = self.context.work.names(_CHECKPOINTS)
+        copy = self.run.folder / "committing"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(state, copy / "state", copy_function=os.link)
+        lines = self.run.records.read_text().splitlines(keepends=True)
+        (copy / "steps.jsonl").write_text("".join(lines[:step]))
+        name = f"{_CHECKPOINTS}step-{step:06d}"
+        self.context.work.commit(name, copy)
+        for other in older:
+            if other != name:
+                self.context.work.discard(other)
+
+
+def _collect(run: RunFile, steps: Sequence[PlannedStep], sample_ids: Sequence[str], out: Path) -> StageResult:
+    records = RecordTail(run.records).new()
+    places = seen_places(records)
+    check_order(planned_places(steps, sample_ids), places)
+    pq.write_table(order_table(places), out / "order.parquet")
+    pq.write_table(losses_table(records), out / "losses.parquet")
+    pq.write_table(rewards_table(records), out / "rewards.parquet")
+    return StageResult(metrics=metrics_of(records))
