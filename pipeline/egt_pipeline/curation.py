@@ -26,6 +26,7 @@ from egt_pipeline.contract.recipes import Keep
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+_PIECE = 1 << 18  # scores looked at together: 2 MB
 Score = Literal["answer", "sentence", "mix"]
 
 
@@ -61,13 +62,12 @@ def random_scores(ids: Sequence[str], seed: int) -> Floats:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53  # the 53 bits a float64 holds exactly
 
 
-def amount(keep: Keep, sorted_N: Floats) -> tuple[int, float | None]:
-    """How many samples are kept, and for a percentile the score they lie below.
+def amount(keep: Keep, score_N: Floats) -> tuple[int, float | None]:
+    """How many samples are kept, and for a percentile the score they lie below; NaN is the score of what has none.
 
-    ``sorted_N`` are the scores of the samples that can be ranked, ascending. Raises TaskError when topK asks for more
-    than there are, or when nothing would be kept.
+    Raises TaskError when topK asks for more samples than can be ranked, or when nothing would be kept.
     """
-    count = len(sorted_N)
+    count = int(np.count_nonzero(score_N >= 0))
     if keep.top_k is not None:
         if keep.top_k > count:
             raise TaskError(f"keep.topK: {keep.top_k} samples are asked for, but only {count} can be ranked")
@@ -80,28 +80,48 @@ def amount(keep: Keep, sorted_N: Floats) -> tuple[int, float | None]:
         return kept, None
     if count == 0:
         raise TaskError("keep.percentile: none of the samples can be ranked")
-    threshold = percentile(sorted_N, keep.percentile or 0.0)
-    kept = int(np.searchsorted(sorted_N, threshold, side="left"))
+    threshold = percentile(score_N, count, keep.percentile or 0.0)
+    kept = int(np.count_nonzero(score_N < threshold))
     if kept == 0:
         raise TaskError(f"keep.percentile: no score lies strictly below percentile {keep.percentile}, {threshold}")
     return kept, threshold
 
 
-def percentile(sorted_N: Floats, percent: float) -> float:
-    """The percentile of ascending values, linearly interpolated between neighbours (numpy's and pandas' default)."""
-    place = percent / 100 * (len(sorted_N) - 1)
+def percentile(score_N: Floats, count: int, percent: float) -> float:
+    """The percentile of the ``count`` scores that are numbers, linearly interpolated (numpy's and pandas' default)."""
+    place = percent / 100 * (count - 1)
     below = int(place)
-    above = min(below + 1, len(sorted_N) - 1)
-    return float(np.interp(place, (below, above), (sorted_N[below], sorted_N[above])))
+    above = min(below + 1, count - 1)
+    everything = np.ones(len(score_N), bool)
+    return float(np.interp(place, (below, above), [nth(score_N, everything, rank) for rank in (below, above)]))
 
 
-def tie_share(sorted_N: Floats) -> float:
+def nth(score_N: Floats, member_N: Mask, rank: int) -> float:
+    """The score at ``rank`` (from 0) among the members; scores are 0 or more, and NaN ranks last.
+
+    The bits of such numbers, read as integers, are in the numbers' own order: a histogram of the first 16 finds the few
+    that are worth sorting, so no copy of all scores is made.
+    """
+    pieces = [slice(start, start + _PIECE) for start in range(0, len(score_N), _PIECE)]
+    keys = (_first_bits(score_N[piece][member_N[piece]]) for piece in pieces)
+    below = np.cumsum(sum((np.bincount(key, minlength=1 << 16) for key in keys), np.zeros(1 << 16, np.int64)))
+    key = int(np.searchsorted(below, rank, side="right"))
+    few = [score_N[piece][member_N[piece] & (_first_bits(score_N[piece]) == key)] for piece in pieces]
+    inside = rank - int(below[key - 1]) if key else rank
+    return float(np.partition(np.concatenate(few), inside)[inside])
+
+
+def _first_bits(score_N: Floats) -> NDArray[np.uint16]:
+    bits = np.ascontiguousarray(score_N + 0.0).view(np.uint64)  # -0.0 + 0.0 is 0.0: equal numbers have equal bits
+    return (bits >> np.uint64(48)).astype(np.uint16)
+
+
+def tie_share(score_N: Floats) -> float:
     """The share of samples whose score another sample has too; 0 for none or one sample."""
-    same = sorted_N[1:] == sorted_N[:-1]
-    tied = np.zeros(len(sorted_N), bool)
-    tied[1:] |= same
-    tied[:-1] |= same
-    return float(tied.mean()) if len(tied) else 0.0
+    ordered = np.sort(score_N)
+    same = np.zeros(len(ordered) + 1, bool)
+    same[1:-1] = _equal_to_next(ordered)
+    return float((same[1:] | same[:-1]).mean()) if len(ordered) else 0.0
 
 
 def quotas(sizes: Sequence[int], kept: int) -> list[int]:
@@ -130,10 +150,8 @@ def cut(score_N: Floats, member_N: Mask, start: int, take: int) -> Cut:
     """The candidates for the ranks ``start`` .. ``start + take`` among the members."""
     if take == 0:
         return Cut(np.empty(0, np.int64), 0, 0)
-    scores = score_N[member_N]
-    scores.partition((start, start + take - 1))
-    lowest, highest = scores[start], scores[start + take - 1]
-    before = int(np.count_nonzero(scores[:start] < lowest))
+    lowest, highest = nth(score_N, member_N, start), nth(score_N, member_N, start + take - 1)
+    before = int(np.count_nonzero(member_N & (score_N < lowest)))
     return Cut(np.flatnonzero(member_N & (score_N >= lowest) & (score_N <= highest)), start - before, take)
 
 
@@ -160,15 +178,14 @@ def cuts(
     ]
 
 
-def in_order(score_N: Floats, sentence_N: Floats, ids: Callable[[Positions], pa.ChunkedArray]) -> Positions:
+def in_order(score_N: Floats, sentence_N: Floats, ids: Callable[[Positions], pa.StringArray]) -> Positions:
     """The positions 0 .. N-1 sorted by (score, sentence entropy, sample id).
 
     ``ids`` gives the ids at some positions, and is asked only where both numbers tie; ids compare as UTF-8 bytes.
     """
     order: Positions = np.lexsort((sentence_N, score_N))
-    score, sentence = score_N[order], sentence_N[order]
     same = np.zeros(len(order) + 1, bool)  # same[i]: sample i of the order ties with the one before it in both
-    same[1:-1] = (score[1:] == score[:-1]) & (sentence[1:] == sentence[:-1])
+    same[1:-1] = _equal_to_next(score_N[order]) & _equal_to_next(sentence_N[order])
     places = np.flatnonzero(same[:-1] | same[1:])
     if len(places):
         runs = np.cumsum(~same[:-1])[places]
@@ -177,6 +194,10 @@ def in_order(score_N: Floats, sentence_N: Floats, ids: Callable[[Positions], pa.
         by_id = pc.sort_indices(table, sort_keys=[("run", "ascending"), ("id", "ascending")])
         order[places] = tied[np.from_dlpack(by_id)]
     return order
+
+
+def _equal_to_next(values_N: Floats) -> Mask:
+    return np.equal(values_N[1:], values_N[:-1])
 
 
 def interleave(groups: Sequence[Positions]) -> Positions:
@@ -188,22 +209,25 @@ def interleave(groups: Sequence[Positions]) -> Positions:
 
 
 def curriculum(
-    found: Sequence[Cut], score_N: Floats, candidates: Positions, sentence_C: Floats, ids_C: pa.ChunkedArray
+    found: Sequence[Cut],
+    score_N: Floats,
+    sentence: Callable[[Positions], Floats],
+    ids: Callable[[Positions], pa.StringArray],
 ) -> Positions:
     """The positions of the kept samples, easiest first.
 
-    ``candidates`` (ascending) hold the candidates of all cuts, ``sentence_C`` and ``ids_C`` what belongs to them.
+    ``sentence`` and ``ids`` give what belongs to the samples at some positions.
     """
     groups = []
     for one in found:
-        places = np.searchsorted(candidates, one.candidates)
-        order = in_order(score_N[one.candidates], sentence_C[places], partial(_ids_at, ids_C, places))
+        names = partial(_ids_of, ids, one.candidates)
+        order = in_order(score_N[one.candidates], sentence(one.candidates), names)
         groups.append(one.candidates[order[one.skip : one.skip + one.take]])
     return interleave(groups)
 
 
-def _ids_at(ids_C: pa.ChunkedArray, places: Positions, members: Positions) -> pa.ChunkedArray:
-    return ids_C.take(as_arrow(places[members]))
+def _ids_of(ids: Callable[[Positions], pa.StringArray], candidates: Positions, members: Positions) -> pa.StringArray:
+    return ids(candidates[members])
 
 
 def as_arrow(values_N: NDArray[np.generic], valid_N: Mask | None = None) -> pa.Array:

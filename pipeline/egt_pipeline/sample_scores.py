@@ -78,7 +78,7 @@ class Samples:
 
     score_N: Floats
     predicted_N: NDArray[np.int8]
-    reason_N: NDArray[np.int16]
+    reason_N: NDArray[np.int8]
     reasons: list[str] = field(default_factory=lambda: ["", *_BROKEN])
 
     @property
@@ -117,7 +117,7 @@ def batches(path: Path, columns: Sequence[str]) -> Iterator[Batch]:
 def read_samples(path: Path, score: Callable[[Batch, Mask], Floats], columns: Sequence[str]) -> Samples:
     """The samples of an entropies table. ``score`` gives one value a sample from a batch and its usable rows."""
     count = _open(path).metadata.num_rows
-    samples = Samples(np.empty(count), np.empty(count, np.int8), np.empty(count, np.int16))
+    samples = Samples(np.empty(count), np.empty(count, np.int8), np.empty(count, np.int8))
     done = 0
     for batch in batches(path, ("status", "predicted", ANSWER, SENTENCE, *columns)):
         here = slice(done, done + len(batch.starts))
@@ -135,18 +135,37 @@ def read_samples(path: Path, score: Callable[[Batch, Mask], Floats], columns: Se
     return Samples(samples.score_N[:done], samples.predicted_N[:done], samples.reason_N[:done], samples.reasons)
 
 
-def read_candidates(path: Path, positions: Positions) -> tuple[pa.ChunkedArray, Floats]:
-    """Ids and sentence entropies of the samples at ``positions`` (ascending)."""
-    ids, entropies, done = [], [np.empty(0)], 0
-    for batch in batches(path, ("sample_id", "status", SENTENCE)):
-        first, last = np.searchsorted(positions, (done, done + len(batch.starts)))
-        inside = positions[first:last] - done
-        ids.append(batch.heads["sample_id"].take(as_arrow(inside)))
+def read_sentence(path: Path, positions: Positions) -> Floats:
+    """The sentence entropies of the samples at ``positions`` (ascending)."""
+    found, done = [np.empty(0)], 0
+    for batch in batches(path, ("status", SENTENCE)):
+        inside, done = _inside(positions, done, batch), done + len(batch.starts)
         usable = _statuses(batch.rows["status"], [""]) == 0
-        entropies.append(batch.mean(batch.floats(SENTENCE), usable)[inside])
-        done += len(batch.starts)
+        found.append(batch.mean(batch.floats(SENTENCE), usable)[inside])
     pa.default_memory_pool().release_unused()
-    return pa.chunked_array(ids, pa.string()), np.concatenate(entropies)
+    return np.concatenate(found)
+
+
+def read_ids(path: Path, positions: Positions) -> pa.StringArray:
+    """The ids of the samples at ``positions``, in the order of ``positions``."""
+    order = np.argsort(positions)
+    ascending = positions[order]
+    found, done = [pa.nulls(0, pa.string())], 0
+    for batch in batches(path, ("sample_id",)):
+        inside, done = _inside(ascending, done, batch), done + len(batch.starts)
+        found.append(batch.heads["sample_id"].take(as_arrow(inside)))
+    ids = pa.concat_arrays(found)
+    del found
+    pa.default_memory_pool().release_unused()
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return ids.take(as_arrow(back))
+
+
+def _inside(positions: Positions, done: int, batch: Batch) -> Positions:
+    """Those of the ascending positions that fall into a batch, counted from its first sample."""
+    first, last = np.searchsorted(positions, (done, done + len(batch.starts)))
+    return positions[first:last] - done
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -156,7 +175,7 @@ def _open(path: Path) -> pq.ParquetFile:
         raise ArtifactError(f"{path.name}: is no Parquet file: {error}") from error
 
 
-def _reasons(batch: Batch, reasons: list[str]) -> NDArray[np.int16]:
+def _reasons(batch: Batch, reasons: list[str]) -> NDArray[np.int8]:
     """For each row 0 if usable, the place of its status in ``reasons``, or minus the place of what is broken.
 
     Statuses not seen before are added to ``reasons``.
@@ -176,12 +195,12 @@ def _reasons(batch: Batch, reasons: list[str]) -> NDArray[np.int16]:
     return reason
 
 
-def _statuses(column: pa.DictionaryArray, reasons: list[str]) -> NDArray[np.int16]:
+def _statuses(column: pa.DictionaryArray, reasons: list[str]) -> NDArray[np.int8]:
     codes = []
     for name in column.dictionary.to_pylist():
         reason = "" if name == STATUS_OK else f"status is {name}"
         if reason not in reasons:
             reasons.append(reason)
         codes.append(reasons.index(reason))
-    places: NDArray[np.int16] = np.array(codes, np.int16)[np.from_dlpack(column.indices)]
+    places: NDArray[np.int8] = np.array(codes, np.int8)[np.from_dlpack(column.indices)]
     return places

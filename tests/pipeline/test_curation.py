@@ -1,5 +1,6 @@
 """Selection and order, against a second computation that shares no code with the first."""
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -21,12 +22,14 @@ BANDS = st.sampled_from(["low", "mid", "high"])
 
 def select(samples: list[tuple[float, float, int]], keep: Keep, balanced: bool) -> list[int]:
     score, sentence, predicted = (np.array(column, float) for column in zip(*samples, strict=True))
-    kept, threshold = curation.amount(keep, np.sort(score))
+    kept, threshold = curation.amount(keep, score)
     members = [predicted == 1, predicted == 2] if balanced else [np.ones(len(score), bool)]
     found = curation.cuts(score, members, keep, kept, threshold)
-    candidates = np.sort(np.concatenate([one.candidates for one in found]))
-    ids = pa.chunked_array([[name(place) for place in candidates]], pa.string())
-    return list(curation.curriculum(found, score, candidates, sentence[candidates], ids))
+    return list(curation.curriculum(found, score, sentence.__getitem__, ids_at))
+
+
+def ids_at(places: np.ndarray) -> pa.StringArray:
+    return pa.array([name(int(place)) for place in places], pa.string())
 
 
 def name(place: int) -> str:
@@ -98,7 +101,7 @@ def test_a_share_counts_as_a_decimal():
 
 
 def test_percentile_interpolates_between_neighbours():
-    assert curation.percentile(np.arange(10.0), 15) == pytest.approx(1.35)
+    assert curation.percentile(np.array([*np.arange(10.0), np.nan]), 10, 15) == pytest.approx(1.35)
     assert curation.amount(Keep(percentile=15), np.arange(10.0))[0] == 2
 
 
@@ -134,6 +137,13 @@ def test_random_scores_follow_the_id_and_the_seed_only():
     assert 0 <= scores.min() < 0.01
     assert 0.99 < scores.max() < 1
     assert abs(scores.mean() - 0.5) < 4 * (1 / 12 / 2000) ** 0.5
+
+
+@given(st.lists(FEW | st.floats(0, 1e300), min_size=1, max_size=60), st.data())
+def test_nth_is_the_value_at_that_place_of_a_sort(values, data):
+    rank = data.draw(st.integers(0, len(values) - 1))
+    with_nan = np.array([math.nan, *values, math.nan])
+    assert curation.nth(with_nan, np.ones(len(with_nan), bool), rank) == sorted(values)[rank]
 
 
 def test_tie_share_counts_every_member_of_a_tie():

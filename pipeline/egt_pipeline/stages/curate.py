@@ -27,7 +27,7 @@ from egt_pipeline.contract.recipes import CurateRecipe
 from egt_pipeline.contract.task import Metric, Progress
 from egt_pipeline.curation import Floats, Mask, Positions, as_arrow
 from egt_pipeline.preferences import PREFERENCES_FILE
-from egt_pipeline.sample_scores import ANSWER, SENTENCE, Batch, Samples, batches, read_candidates, read_samples
+from egt_pipeline.sample_scores import ANSWER, SENTENCE, Batch, Samples, batches, read_ids, read_samples, read_sentence
 
 ENTROPIES_FILE = "entropies.parquet"
 SELECTION_FILE = "selection.parquet"
@@ -50,7 +50,6 @@ class Selection:
     samples: Samples
     kept: Positions
     threshold: float | None
-    tie_share: float
 
 
 def run(recipe: CurateRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
@@ -73,17 +72,12 @@ def select(recipe: CurateRecipe, source: Path, labels: NDArray[np.int8] | None =
     columns = ["sample_id"] if recipe.baseline == "random" else []
     samples = read_samples(source, partial(_score, recipe, labels), columns)
     score, rankable = samples.score_N, samples.rankable
-    ordered = score[rankable]
-    ordered.sort()
-    kept, threshold = curation.amount(recipe.keep, ordered)
-    ties = curation.tie_share(ordered)
-    del ordered
+    kept, threshold = curation.amount(recipe.keep, score)
     predicted = samples.predicted_N
     groups = [rankable] if recipe.balance == "none" else [rankable & (predicted == answer) for answer in (1, 2)]
     found = curation.cuts(score, groups, recipe.keep, kept, threshold)
-    candidates = np.sort(np.concatenate([one.candidates for one in found]))
-    ids, sentence = read_candidates(source, candidates)
-    return Selection(samples, curation.curriculum(found, score, candidates, sentence, ids), threshold, ties)
+    order = curation.curriculum(found, score, partial(read_sentence, source), partial(read_ids, source))
+    return Selection(samples, order, threshold)
 
 
 def _score(recipe: CurateRecipe, labels: NDArray[np.int8] | None, batch: Batch, usable_R: Mask) -> Floats:
@@ -157,7 +151,7 @@ def _metrics(selection: Selection) -> dict[str, Metric]:
         "threshold": selection.threshold,
         "share_predicted_1_kept": float(np.mean(samples.predicted_N[kept] == 1)),
         "share_predicted_1_all": float(np.mean(samples.predicted_N[rankable] == 1)),
-        "tie_share": selection.tie_share,
+        "tie_share": curation.tie_share(scores),
     }
     if len(kept) > 1 and scores.min() == scores.max():
         metrics["warning"] = "all kept scores are equal: sentence entropy and sample id decided"
