@@ -111,3 +111,10 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_parsed(file: Path) -> 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"absent\.yaml: cannot be read: No such file"):
         load_run(tmp_path / "absent.yaml")
+
+
+def test_the_example_for_a_laptop_writes_where_the_demo_expects_it() -> None:
+    spec = load_run(next(path for path in EXAMPLES if path.name == "digits.yaml")).spec
+    assert (spec.store.uri, spec.model.source) == ("runs/digits", "runs/digits/model")
+    prompts = {spec.distill.prompt, spec.sft.prompt, spec.probe.prompt, spec.rl.prompt, spec.evaluate.prompt}
+    assert prompts == {"plain-v1"}  # a model answers in the words it was taught in
