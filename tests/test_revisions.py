@@ -1,7 +1,8 @@
 """A reminder: when the code of a stage moves, think about its revision.
 
-``tests/revisions.json`` remembers, for each stage, its revision and a hash of the code its results come from. When the code moved
-without a change of meaning, run ``python tests/test_revisions.py``; with one, raise the revision in contract/graph.py first.
+``tests/revisions.json`` remembers, for each stage, its revision and a hash of the code its results come from. When the
+code moved without a change of meaning, run ``python tests/test_revisions.py``; with one, raise the revision in
+contract/graph.py first.
 """
 
 import ast
@@ -51,7 +52,12 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
 def without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             body.pop(0)
     return tree
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from egt_operator.api import EGTRun
@@ -178,5 +179,5 @@ def app() -> Any:
     try:
         return typer_app()
     except EgtError as error:
-        Console(stderr=True).print(f"[red]error[/]: {error}", highlight=False, markup=True, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(error.exit_code) from None

@@ -1,0 +1,283 @@
+"""The store on S3 or anything that speaks it. The only module that knows boto3.
+
+A file is uploaded under a key that holds its SHA-256, so attempts never overwrite each other's bytes; the one object
+that decides is ``manifest.json``, created with ``If-None-Match: *``. Every body carries a checksum that the server
+checks, and every body that comes back is hashed before it is used. The CRT transfer client is never used: it ignores
+custom endpoints.
+"""
+
+import base64
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ConnectionError as BotoConnectionError
+
+from egt_pipeline.contract.errors import ArtifactError, TaskError, UnavailableError
+from egt_pipeline.contract.graph import StageName
+from egt_pipeline.contract.task import FileEntry, Manifest, StoreRef
+from egt_pipeline.s3_transfer import Transfer
+from egt_pipeline.store import MANIFEST, disk_full_is_named, files_below, mismatch, parse_manifest, safe_path
+
+_DIRECTORY = "directory.json"  # written last into a committed directory: its files and their checksums
+_THREADS = 16  # as many small objects under way at once; more gains nothing on one client
+_CONFLICT_PAUSE_SECONDS = 0.2  # 409: two writers at once, one of which wins; ask again
+_TRIES = 10  # of one request: with botocore's pauses about a minute
+
+
+def connect(ref: StoreRef) -> Any:
+    """A client for the store's endpoint; credentials come from the environment, as everywhere."""
+    config = Config(
+        retries={"mode": "standard", "max_attempts": _TRIES},
+        connect_timeout=10,
+        read_timeout=30,  # of one pause in the stream, not of the whole body
+        max_pool_connections=2 * _THREADS,
+        # We send and check a SHA-256 of our own; a second checksum would cost a second pass over the data.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path"} if ref.endpoint else {},
+    )
+    return boto3.client(
+        "s3", endpoint_url=ref.endpoint, region_name=ref.region or "us-east-1", verify=ref.ca_file, config=config
+    )
+
+
+class S3Store:
+    """A ``store.Store`` below a prefix of a bucket."""
+
+    def __init__(self, ref: StoreRef, *, bucket: str, prefix: str) -> None:
+        self._client = connect(ref)
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._transfer = Transfer(self._client, bucket)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="s3")
+
+    def _artifact(self, stage: StageName, digest: str) -> str:
+        return f"{self._prefix}artifacts/{stage}/{digest}/"
+
+    def _attempts(self, stage: StageName, digest: str) -> str:
+        return f"{self._prefix}attempts/{stage}/{digest}/"
+
+    def manifest(self, stage: StageName, digest: str) -> Manifest | None:
+        """See ``store.Store``."""
+        key = self._artifact(stage, digest) + MANIFEST
+        body = get_bytes(self._client, self._bucket, key)
+        return None if body is None else parse_manifest(body, f"s3://{self._bucket}/{key}")
+
+    def require(self, stage: StageName, digest: str) -> Manifest:
+        """See ``store.Store``."""
+        found = self.manifest(stage, digest)
+        if found is None:
+            place = f"s3://{self._bucket}/{self._artifact(stage, digest)}"
+            raise ArtifactError(f"{place}: not published; run {stage} again")
+        return found
+
+    def workspace(self, stage: StageName, digest: str, attempt: int, scratch: Path) -> Path:
+        """See ``store.Store``."""
+        with disk_full_is_named(scratch):
+            folder = scratch / f"out-{stage}-a{attempt}-{secrets.token_hex(4)}"
+            folder.mkdir(parents=True)
+        return folder
+
+    def publish(self, directory: Path, manifest: Manifest) -> Manifest:
+        """See ``store.Store``."""
+        prefix = self._artifact(manifest.stage, manifest.digest)
+        entries = self._upload_all(directory, prefix)
+        complete = manifest.model_copy(update={"files": entries})
+        body = (complete.model_dump_json(indent=1) + "\n").encode()
+        won = put_if_absent(self._client, self._bucket, prefix + MANIFEST, body)
+        return complete if won else self.require(manifest.stage, manifest.digest)
+
+    def _upload_all(self, directory: Path, prefix: str) -> tuple[FileEntry, ...]:
+        def upload(item: tuple[str, Path]) -> FileEntry:
+            name, path = item
+            sha256, size, key = self._transfer.upload(path, lambda digest: f"{prefix}{digest[:16]}/{name}")
+            return FileEntry(path=name, key=key.removeprefix(prefix), size_bytes=size, sha256=sha256)
+
+        with translated(f"s3://{self._bucket}/{prefix}"):
+            return tuple(self._pool.map(upload, files_below(directory)))
+
+    def fetch(self, manifest: Manifest, cache: Path) -> Path:
+        """See ``store.Store``. A file that is in the cache already is verified and not downloaded again."""
+        prefix = self._artifact(manifest.stage, manifest.digest)
+        target = cache / manifest.stage / manifest.digest
+        self._download_all(prefix, manifest.files, target)
+        return target
+
+    def _download_all(self, prefix: str, entries: tuple[FileEntry, ...], target: Path) -> None:
+        def download(entry: FileEntry) -> None:
+            self._transfer.download(prefix + entry.key, target / safe_path(entry.path), entry)
+
+        with disk_full_is_named(target), translated(f"s3://{self._bucket}/{prefix}"):
+            target.mkdir(parents=True, exist_ok=True)
+            list(self._pool.map(download, entries))
+
+    def verify(self, manifest: Manifest) -> list[str]:
+        """See ``store.Store``. Every byte is downloaded and hashed, none is kept."""
+        prefix = self._artifact(manifest.stage, manifest.digest)
+
+        def check(entry: FileEntry) -> str | None:
+            place = f"s3://{self._bucket}/{prefix}{entry.key}"
+            found = self._transfer.hash_object(prefix + safe_path(entry.key).as_posix())
+            return f"{place}: is missing" if found is None else mismatch(place, entry, *found)
+
+        with translated(f"s3://{self._bucket}/{prefix}"):
+            return [problem for problem in self._pool.map(check, manifest.files) if problem]
+
+    def work(self, stage: StageName, digest: str) -> "S3Work":
+        """See ``store.Store``."""
+        return S3Work(self, self._client, self._bucket, self._attempts(stage, digest) + "work/")
+
+    def discard_work(self, stage: StageName, digest: str) -> None:
+        """See ``store.Store``."""
+        delete_below(self._client, self._bucket, self._attempts(stage, digest))
+
+    def abilities(self) -> dict[str, bool | str]:
+        """See ``store.Store``: a second writer is refused, a wrong checksum is refused, what was put comes back."""
+        key = f"{self._prefix}attempts/trial-{secrets.token_hex(4)}"
+        place = f"s3://{self._bucket}/{self._prefix}"
+        first = put_if_absent(self._client, self._bucket, key, b"first")
+        second = put_if_absent(self._client, self._bucket, key, b"second")
+        back = get_bytes(self._client, self._bucket, key)
+        refused = self._transfer.refuses_wrong_checksum(key)
+        delete_below(self._client, self._bucket, key)
+        if not first or second or back != b"first":
+            raise TaskError(f"store.uri: {place} does not honour If-None-Match; two runs could overwrite each other")
+        return {"conditional_create": True, "checksum_on_upload": refused}
+
+
+class S3Work:
+    """A ``context.Work`` below a prefix of a bucket."""
+
+    def __init__(self, store: S3Store, client: Any, bucket: str, prefix: str) -> None:
+        self._store, self._client, self._bucket, self._prefix = store, client, bucket, prefix
+
+    def _key(self, name: str) -> str:
+        return self._prefix + safe_path(name).as_posix()
+
+    def has(self, name: str) -> bool:
+        """See ``context.Work``."""
+        return self._record(name) is not None
+
+    def _record(self, name: str) -> tuple[FileEntry, ...] | None:
+        body = get_bytes(self._client, self._bucket, f"{self._key(name)}/{_DIRECTORY}")
+        return None if body is None else tuple(FileEntry.model_validate(entry) for entry in json.loads(body))
+
+    def commit(self, name: str, source: Path) -> bool:
+        """See ``context.Work``."""
+        folder = source if source.is_dir() else None
+        single = source if folder is None else None
+        prefix = self._key(name) + "/"
+        entries = self._store._upload_all(folder, prefix) if folder else self._upload_one(single, prefix)
+        body = json.dumps([entry.model_dump() for entry in entries]).encode()
+        return put_if_absent(self._client, self._bucket, prefix + _DIRECTORY, body)
+
+    def _upload_one(self, path: Path | None, prefix: str) -> tuple[FileEntry, ...]:
+        assert path is not None
+        with translated(prefix):
+            sha256, size, key = self._store._transfer.upload(path, lambda digest: f"{prefix}{digest[:16]}")
+        return (FileEntry(path=".", key=key.removeprefix(prefix), size_bytes=size, sha256=sha256),)
+
+    def fetch(self, name: str, target: Path) -> bool:
+        """See ``context.Work``."""
+        entries = self._record(name)
+        if entries is None:
+            return False
+        prefix = self._key(name) + "/"
+        if entries and entries[0].path == ".":
+            with disk_full_is_named(target), translated(prefix):
+                self._store._transfer.download(prefix + entries[0].key, target, entries[0])
+            return True
+        self._store._download_all(prefix, entries, target)
+        return True
+
+    def names(self, prefix: str) -> list[str]:
+        """See ``context.Work``."""
+        start = self._key(prefix.rstrip("/")) + "/"
+        found = keys_below(self._client, self._bucket, start)
+        records = (key.removeprefix(self._prefix) for key in found if key.endswith(f"/{_DIRECTORY}"))
+        return sorted(record.removesuffix(f"/{_DIRECTORY}") for record in records)
+
+    def discard(self, name: str) -> None:
+        """See ``context.Work``. The record goes first, so half of it is never taken for the whole."""
+        key = self._key(name)
+        with translated(key):
+            self._client.delete_object(Bucket=self._bucket, Key=f"{key}/{_DIRECTORY}")
+        delete_below(self._client, self._bucket, key + "/")
+
+
+class translated:  # noqa: N801 - reads as a phrase: with translated(place)
+    """Turns what boto3 raises into errors with a meaning for a retry, naming the place."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ClientError):
+            code = error.response["Error"]["Code"]
+            if code in ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
+                raise TaskError(f"{self._place}: {code}; check store.uri and the credentials") from error
+            raise UnavailableError(f"{self._place}: {error}") from error
+        if isinstance(error, BotoCoreError | BotoConnectionError):
+            raise UnavailableError(f"{self._place}: {error}") from error
+
+
+def get_bytes(client: Any, bucket: str, key: str) -> bytes | None:
+    """A small object whole; None if there is none."""
+    with translated(f"s3://{bucket}/{key}"):
+        for last in (False, False, True):
+            try:
+                body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            except client.exceptions.NoSuchKey:
+                return None
+            except BotoCoreError:  # the stream broke off
+                if last:
+                    raise
+            else:
+                return body
+    raise AssertionError("unreachable")
+
+
+def put_if_absent(client: Any, bucket: str, key: str, body: bytes) -> bool:
+    """True if this call created the object, False if it was there."""
+    checksum = base64.b64encode(hashlib.sha256(body).digest()).decode()
+    with translated(f"s3://{bucket}/{key}"):
+        for _ in range(_TRIES):
+            try:
+                client.put_object(Bucket=bucket, Key=key, Body=body, IfNoneMatch="*", ChecksumSHA256=checksum)
+            except ClientError as error:
+                code = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if code == 412:
+                    # Our own first try may have arrived although its answer was lost.
+                    return get_bytes(client, bucket, key) == body
+                if code != 409:
+                    raise
+                time.sleep(_CONFLICT_PAUSE_SECONDS)
+            else:
+                return True
+    raise UnavailableError(f"s3://{bucket}/{key}: conflicting writers, {_TRIES} times in a row")
+
+
+def keys_below(client: Any, bucket: str, prefix: str) -> Iterator[str]:
+    """Every key that starts with ``prefix``."""
+    with translated(f"s3://{bucket}/{prefix}"):
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            yield from (entry["Key"] for entry in page.get("Contents", ()))
+
+
+def delete_below(client: Any, bucket: str, prefix: str) -> None:
+    """Remove every object that starts with ``prefix``."""
+    for key in list(keys_below(client, bucket, prefix)):
+        with translated(f"s3://{bucket}/{key}"):
+            client.delete_object(Bucket=bucket, Key=key)
