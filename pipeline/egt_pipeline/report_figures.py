@@ -1,0 +1,142 @@
+"""The report's figures: numbers in, SVG out, its colours taken from the page so that light and dark both read well."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from egt_pipeline.metrics import Bin, Proportion
+from egt_pipeline.report_data import Floats, Mask
+
+# Stand-ins that matplotlib draws with and the page replaces by its own colours.
+_INK, _LINE, _FIRST, _SECOND, _CUT = "#010101", "#020202", "#030303", "#040404", "#050505"
+_COLOURS = {_INK: "--ink", _LINE: "--line", _FIRST: "--first", _SECOND: "--second", _CUT: "--cut"}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and takes the page's font
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+}
+
+
+def _svg(name: str, label: str, draw: Callable[[Figure], None], size: tuple[float, float] = (5.2, 2.9)) -> str:
+    """A figure as an <svg> element that fills the width it is given."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):  # the salt keeps ids apart on one page, and stable
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(
+        r'<svg[^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', svg, count=1
+    )
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # names of groups repeat from figure to figure
+    for colour, variable in _COLOURS.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg
+
+
+def losses(step: Floats, loss: Floats) -> str:
+    """The SFT loss by step."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(step, loss, color=_FIRST, linewidth=1.2)
+        axes.set(xlabel="optimiser step", ylabel="loss (nats a token)", ylim=(0, None))
+
+    return _svg("losses", "SFT loss by step", draw)
+
+
+def rewards(
+    step: Floats, reward: Floats, models: Sequence[str], gold: Sequence[Proportion], bias: Sequence[float]
+) -> str:
+    """The reward by step; beside it what it does not show: gold accuracy and style bias before and after."""
+
+    def draw(figure: Figure) -> None:
+        left, middle, right = figure.subplots(1, 3, width_ratios=[2.2, 1, 1])
+        left.plot(step, reward, color=_FIRST, linewidth=1.2)
+        left.set(xlabel="optimiser step", ylabel="mean reward", title="reward (noisy labels)")
+        places = np.arange(len(models))
+        shares = np.array([found.share for found in gold])
+        ends = [[found.share - found.low for found in gold], [found.high - found.share for found in gold]]
+        middle.errorbar(places, shares, yerr=ends, fmt="o", color=_SECOND, capsize=3)
+        middle.set(title="gold accuracy", ylim=(0.4, 1.02))
+        right.bar(places, bias, color=_SECOND, width=0.5)
+        right.axhline(0, color=_INK, linewidth=0.8)
+        right.set(title="style bias", ylim=(min(-0.1, *bias, 0) - 0.02, max(0.3, *bias, 0) + 0.05))
+        for axes in (middle, right):
+            axes.set_xticks(places, models)
+            axes.set_xlim(-0.6, len(models) - 0.4)
+
+    return _svg("rewards", "Reward by step, gold accuracy and style bias of both models", draw, (9.0, 2.9))
+
+
+def histogram(score: Floats, kept: Mask, cut: float | None, label: str) -> str:
+    """Scores of the kept and the dropped samples, with the cut."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        edges = np.histogram_bin_edges(score, bins=40)
+        colours = [_FIRST, _SECOND]
+        axes.hist(
+            [score[kept], score[~kept]], bins=edges.tolist(), stacked=True, color=colours, label=["kept", "dropped"]
+        )
+        if cut is not None:
+            axes.axvline(cut, color=_CUT, linewidth=1.4, linestyle="--", label="cut")
+        axes.set(xlabel=label, ylabel="samples")
+        axes.legend()
+
+    return _svg("histogram", f"Histogram of {label}", draw)
+
+
+def accuracy_bins(name: str, bins: Sequence[Bin], label: str) -> str:
+    """Agreement with the labels by decile of an entropy, with Wilson intervals (EGT Fig. 2)."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        _intervals(axes, [found.accuracy for found in bins])
+        axes.set(xlabel=f"decile of {label}, lowest first", ylabel="agreement with labels", ylim=(0, 1.02))
+        axes.set_xticks(range(1, len(bins) + 1))
+
+    return _svg(name, f"Agreement with labels by decile of {label}", draw)
+
+
+def predicted_bins(shares: Sequence[float]) -> str:
+    """The share of each predicted answer by decile of the score."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        places, first = np.arange(1, len(shares) + 1), np.array(shares)
+        axes.bar(places, first, color=_FIRST, label="predicted 1")
+        axes.bar(places, 1 - first, bottom=first, color=_SECOND, label="predicted 2")
+        axes.axhline(0.5, color=_INK, linewidth=0.8)
+        axes.set(xlabel="decile of answer entropy, lowest first", ylabel="share", ylim=(0, 1.18))
+        axes.set_xticks(places)
+        axes.legend(loc="upper center", ncols=2)
+
+    return _svg("predicted", "Share of each predicted answer by decile of answer entropy", draw)
+
+
+def _intervals(axes: Axes, found: Sequence[Proportion]) -> None:
+    places = np.arange(1, len(found) + 1)
+    shares = [one.share for one in found]
+    ends = [[one.share - one.low for one in found], [one.high - one.share for one in found]]
+    axes.plot(places, shares, color=_FIRST, linewidth=1)
+    axes.errorbar(places, shares, yerr=ends, fmt="o", color=_FIRST, capsize=3, markersize=4)
+    axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle=":")
