@@ -70,8 +70,7 @@ def _training(run: Run) -> dict[str, Any]:
     models = [model for model in found if model is not None]
     curve = None
     if steps is not None:
-        groups = [model["bias"] for model in models if model["bias"] is not None]
-        bias = groups if len(groups) == len(models) else [0.0] * len(models)
+        bias = [model["bias"] for model in models]
         names, gold = [model["name"] for model in models], [model["accuracy"] for model in models]
         curve = report_figures.rewards(_column(steps, "step"), _column(steps, "reward"), names, gold, bias)
     return {

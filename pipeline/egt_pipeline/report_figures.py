@@ -64,7 +64,7 @@ def losses(step: Floats, loss: Floats) -> str:
 
 
 def rewards(
-    step: Floats, reward: Floats, models: Sequence[str], gold: Sequence[Proportion], bias: Sequence[float]
+    step: Floats, reward: Floats, models: Sequence[str], gold: Sequence[Proportion], bias: Sequence[float | None]
 ) -> str:
     """The reward by step; beside it what it does not show: gold accuracy and style bias before and after."""
 
@@ -77,9 +77,11 @@ def rewards(
         ends = [[found.share - found.low for found in gold], [found.high - found.share for found in gold]]
         middle.errorbar(places, shares, yerr=ends, fmt="o", color=_SECOND, capsize=3)
         middle.set(title="gold accuracy", ylim=(0.4, 1.02))
-        right.bar(places, bias, color=_SECOND, width=0.5)
+        measured = [float("nan") if value is None else value for value in bias]
+        right.bar(places, measured, color=_SECOND, width=0.5)
         right.axhline(0, color=_INK, linewidth=0.8)
-        right.set(title="style bias", ylim=(min(-0.1, *bias, 0) - 0.02, max(0.3, *bias, 0) + 0.05))
+        low, high = np.nanmin([-0.1, *measured]) - 0.02, np.nanmax([0.3, *measured]) + 0.05
+        right.set(title="style bias" if None not in bias else "style bias: n/a", ylim=(low, high))
         for axes in (middle, right):
             axes.set_xticks(places, models)
             axes.set_xlim(-0.6, len(models) - 0.4)
