@@ -1,12 +1,12 @@
 """The reward of one response, and the rule-based judge of its logic: text in, numbers out.
 
-    R = R_acc · (1 + w_logic · R_logic) + w_format · R_format            R1-Reward, arXiv 2505.02835, section 4.3
+R = R_acc · (1 + w_logic · R_logic) + w_format · R_format            R1-Reward, arXiv 2505.02835, section 4.3
 
-    accuracy  logic   R without format   R with format     (both weights 0.5)
-    0         any     0.0                0.5
-    1         -1      0.5                1.0
-    1          0      1.0                1.5
-    1         +1      1.5                2.0
+accuracy  logic   R without format   R with format     (both weights 0.5)
+0         any     0.0                0.5
+1         -1      0.5                1.0
+1          0      1.0                1.5
+1         +1      1.5                2.0
 """
 
 import re
@@ -55,7 +55,7 @@ def grade(response: str, label: int, *, truncated: bool) -> Grade:
 def reasoning_of(response: str) -> str:
     """The text inside <think>, or what stands before <answer> when there is none."""
     found = _THINK.search(response)
-    return (found.group(1) if found else response.split("<answer>")[0]).strip()
+    return (found.group(1) if found else response.split("<answer>", maxsplit=1)[0]).strip()
 
 
 def reward(accuracy: float, logic: float, well_formed: float, *, logic_weight: float, format_weight: float) -> float:
@@ -72,7 +72,7 @@ def rule_logic(reasoning: str, answer: Answer) -> Logic:
 
 
 def _conclusion(reasoning: str) -> Answer | None:
-    """Which response the sentences prefer at the end. A comparison decides; else what each was called, right or wrong."""
+    """Which response the sentences prefer at the end: by comparing, or by calling one right and the other wrong."""
     found: Answer | None = None
     called: dict[Answer, bool] = {}
     for sentence in _SENTENCE.findall(reasoning):

@@ -13,9 +13,9 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.task import content_digest
 from egt_pipeline.judge import Judgement, judge_for
-from egt_pipeline.rl_run import current_run
 from egt_pipeline.prompts import FORBIDDEN_TOKENS
 from egt_pipeline.rewards import Grade, grade, reward
+from egt_pipeline.rl_run import current_run
 
 _NEVER = -100.0  # the lowest bias vLLM takes: e^-100 of the probability
 
@@ -28,7 +28,7 @@ class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
         self._recipe = current_run().recipe
         self._judge = judge_for(self._recipe.judge)
 
-    async def execute(
+    async def execute(  # noqa: PLR0917  # OpenRLHF's signature
         self,
         prompt: str,
         label: str,

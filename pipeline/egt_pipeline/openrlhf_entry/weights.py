@@ -14,12 +14,12 @@ class GlooBroadcast:
     """Broadcasts from rank 0 over TCP, with the one method OpenRLHF uses of vLLM's NCCL communicator."""
 
     def __init__(self, address: str, port: int, rank: int, world: int) -> None:
-        from torch.distributed import ProcessGroupGloo, TCPStore
+        from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 
         store = TCPStore(address, port, world, rank == 0, timeout=_PATIENCE, wait_for_workers=False)
-        self._group = ProcessGroupGloo(store, rank, world, _PATIENCE)
+        self._group: Any = ProcessGroupGloo(store, rank, world, _PATIENCE)
 
-    def broadcast(self, tensor: torch.Tensor, src: int, stream: object = None) -> None:
+    def broadcast(self, tensor: torch.Tensor, src: int, stream: object = None) -> None:  # noqa: ARG002
         """Send ``tensor`` from rank ``src``, or receive into it; returns when that is done."""
         from torch.distributed import BroadcastOptions
 

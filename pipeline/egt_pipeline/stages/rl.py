@@ -116,9 +116,7 @@ def _write_dataset(folder: Path, samples: Sequence[Preference], images: Images, 
     path = folder / "prompts.jsonl"
     with path.open("w") as lines:
         for sample in samples:
-            prompt = messages(
-                recipe.prompt, sample.question, sample.answer_1, sample.answer_2, len(sample.images)
-            )
+            prompt = messages(recipe.prompt, sample.question, sample.answer_1, sample.answer_2, len(sample.images))
             row = {
                 "prompt": prompt,
                 "images": [str(pictures / image_id) for image_id in sample.images],
