@@ -28,7 +28,7 @@ class Chunk:
 
 
 def cut(rows: Sequence[Preference], size: int, group: str = "") -> list[Chunk]:
-    """``rows`` in chunks of ``size`` in their order; ``group`` is empty or ends with a slash."""
+    """``rows`` in chunks of ``size`` in their order; ``group`` is empty or ends with a dot."""
     return [Chunk(group, number, rows[at : at + size]) for number, at in enumerate(range(0, len(rows), size))]
 
 

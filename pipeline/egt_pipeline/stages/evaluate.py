@@ -75,7 +75,7 @@ class _Part:
 
     def __init__(self, model: str, benchmark: Path) -> None:
         self.model, self.benchmark = model, benchmark
-        self.group = f"{model}/{benchmark.name}/"
+        self.group = f"{model}.{benchmark.name}."
         self.chunks = cut(read_preferences(benchmark, labelled=True), _CHUNK_ROWS, self.group)
 
     @cached_property
