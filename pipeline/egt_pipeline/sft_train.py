@@ -116,6 +116,7 @@ def _deepspeed(recipe: SFTRecipe, cuda: bool) -> dict[str, Any]:
 
         # On CPU DeepSpeed would compile a shared-memory all-reduce for minutes at first use; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _allow_deepspeed_state()
     return {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
@@ -133,7 +134,16 @@ def _deepspeed(recipe: SFTRecipe, cuda: bool) -> dict[str, Any]:
     }
 
 
-class _Trainer(Trainer):
+def _allow_deepspeed_state() -> None:
+    """Name the three plain classes in DeepSpeed's checkpoints; everything else that is no tensor stays refused."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
+
+
+class _Trainer(Trainer):  # type: ignore[misc]
     """A Trainer that takes its micro-batches in our order instead of sampling them."""
 
     def __init__(self, *, batches: RankBatches, **arguments: Any) -> None:
@@ -156,7 +166,7 @@ def _loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) 
     return loss
 
 
-class _Watch(TrainerCallback):
+class _Watch(TrainerCallback):  # type: ignore[misc]
     """Reports steps, and decides when a checkpoint is written and when training ends."""
 
     def __init__(self, recipe: SFTRecipe, report: Report, stopping: Callable[[], bool]) -> None:
