@@ -7,7 +7,6 @@ from typing import Any
 
 from build_model import judge_model
 from build_pictures import png
-
 from egt_pipeline.context import Context
 from egt_pipeline.preferences import write_images, write_preferences
 from egt_pipeline.store_file import FileWork

@@ -6,11 +6,11 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from build_model import copy_of, judge_model, random_model
-from build_pictures import png
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from build_model import copy_of, judge_model, random_model
+from build_pictures import png
 from egt_pipeline import prompts
 from egt_pipeline.contract.errors import ArtifactError, TaskError
 from egt_pipeline.engines import open_engine

@@ -3,9 +3,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+
 from build_model import random_model
 from build_probe import context, model_artifact, row, write_prepared
-
 from egt_pipeline.contract.errors import StoppedError
 from egt_pipeline.contract.recipes import EvaluateRecipe
 from egt_pipeline.metrics import wilson
@@ -154,3 +154,10 @@ def test_subsets_and_groups_have_accuracies_of_their_own():
     assert metrics["final.accuracy.subset.clear"] == 1
     assert metrics["final.accuracy.subset.degraded"] == 0.5
     assert metrics["final.accuracy.group.word"] == 0.75
+
+
+def test_a_column_that_numbers_groups_of_pairs_gives_no_accuracy_for_each():
+    tables = [predictions([1], [1], group=f"pair-{number}", subset="clear") for number in range(13)]
+    metrics = evaluate.metrics(pa.concat_tables(tables))
+    assert metrics["final.accuracy.subset.clear"] == 1
+    assert not any("group" in name for name in metrics)

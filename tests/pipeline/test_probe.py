@@ -4,10 +4,10 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 from build_model import random_model
 from build_pictures import png
 from build_probe import context, image_id, model_artifact, row, write_prepared
-
 from egt_pipeline.context import Context
 from egt_pipeline.contract.errors import ArtifactError, StoppedError, TaskError
 from egt_pipeline.contract.recipes import ProbeRecipe

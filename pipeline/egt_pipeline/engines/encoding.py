@@ -41,7 +41,7 @@ def encode(processor: Any, prompt: PromptId, requests: Sequence[Request]) -> Enc
             try:
                 _batch(processor, prompt, requests, {place: images})
             except _BAD_IMAGE as error:
-                refused[place] = Refused(f"image: {error}")
+                refused[place] = Refused(f"processor: {error}")
                 del pictures[place]
         inputs = _batch(processor, prompt, requests, pictures)
     return Encoded(inputs, list(pictures), refused)

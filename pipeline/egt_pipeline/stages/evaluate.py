@@ -51,6 +51,8 @@ MODELS = ("sft", "final")  # in the order of training
 _CHUNK_ROWS = 256  # the default of the probe: committed every few minutes on a GPU
 # With answers balanced over both positions a good judge stays near one half; only a fixed choice gets here.
 _CONSTANT_SHARE = 0.95
+# A column with more values numbers groups of pairs instead of naming categories, and metrics have to stay below 4 KiB.
+_MOST_CATEGORIES = 12
 
 
 def run(recipe: EvaluateRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
@@ -144,7 +146,8 @@ def _accuracies(rows: pa.Table) -> dict[str, Metric]:
     figures |= {f"status.{status}": count for status, count in sorted(statuses.items())}
     for column in ("benchmark", "subset", "group"):
         values = rows[column].to_pylist()
-        for value in sorted(set(values) - {None}):
+        names = sorted(set(values) - {None})
+        for value in names if len(names) <= _MOST_CATEGORIES else ():
             chosen = np.array([found == value for found in values])
             figures |= _bounds(f"accuracy.{column}.{value}", accuracy(correct[chosen]))
     return figures
