@@ -79,12 +79,7 @@ class TransformersEngine:
         ends = torch.tensor(sorted(self._ends), device=self._model.device)
         draws = torch.from_numpy(draws_BT).to(self._model.device)
         mask_BL = inputs["attention_mask"]
-        positions_3BL, _ = self._model.model.get_rope_index(
-            inputs["input_ids"],
-            mm_token_type_ids=inputs["mm_token_type_ids"],
-            image_grid_thw=inputs.get("image_grid_thw"),
-            attention_mask=mask_BL,
-        )
+        positions_3BL = self._positions(inputs)
         # After a picture the three axes go on together, one beyond the largest of them.
         next_3B1 = (positions_3BL.amax((0, 2)) + 1)[None, :, None].expand(3, -1, 1)
         output = self._model.model(**inputs, position_ids=positions_3BL, use_cache=True)
@@ -93,7 +88,7 @@ class TransformersEngine:
         for step in range(max_new_tokens):
             logits_BV = functional.linear(output.last_hidden_state[:, -1].float(), self._head_VD)
             entropies.append(entropy_nats(logits_BV))
-            p_digits.append(token_probabilities(logits_BV, self._digits))
+            p_digits.append(token_probabilities(logits_BV, self._digits).double())
             chosen_B = self._choose(logits_BV, temperature, draws[:, step])
             # A row without a distribution ends here: its padding is dropped from the text.
             chosen_B = chosen_B.masked_fill(done_B | entropies[-1].isnan(), self._pad)
@@ -109,9 +104,17 @@ class TransformersEngine:
                 past_key_values=output.past_key_values,
                 use_cache=True,
             )
-        stacked = (torch.stack(found, 1).cpu().numpy() for found in (tokens, entropies, p_digits))
-        tokens_BT, entropies_BT, p_digits_BT2 = stacked
-        return _Steps(tokens_BT, entropies_BT.astype(np.float64), p_digits_BT2.astype(np.float64))
+        return _Steps(*(torch.stack(found, 1).cpu().numpy() for found in (tokens, entropies, p_digits)))
+
+    def _positions(self, inputs: Any) -> Tensor:
+        """positions_3BL of the prompts along time, height and width; 0 on padding."""
+        positions_3BL: Tensor = self._model.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs.get("image_grid_thw"),
+            attention_mask=inputs["attention_mask"],
+        )[0]
+        return positions_3BL
 
     def _choose(self, logits_BV: Tensor, temperature: float, draws_B: Tensor) -> Tensor:
         """The most likely token at temperature 0, else the one whose share of the cumulated distribution is drawn."""
