@@ -111,9 +111,14 @@ def _arguments(job: Job, shares: Shares) -> TrainingArguments:
 
 
 def _deepspeed(recipe: SFTRecipe, cuda: bool) -> dict[str, Any]:
-    if not cuda:
-        import deepspeed
+    import deepspeed
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
+    # All that its checkpoints hold besides tensors and plain values; see ``sft_job.run_job``.
+    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
+    if not cuda:
         # On CPU DeepSpeed would compile a shared-memory all-reduce for minutes at first use; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _allow_deepspeed_state()
