@@ -18,14 +18,14 @@ def ours_kept(source: Path, target: Path) -> None:
 
     from egt_pipeline.contract.recipes import CurateRecipe
     from egt_pipeline.curation import as_arrow
-    from egt_pipeline.sample_scores import read_ids
+    from egt_pipeline.sample_scores import BATCH_ROWS, read_ids
     from egt_pipeline.stages.curate import select
 
     selection = select(CurateRecipe(), source)
     kept, score = selection.kept, as_arrow(selection.samples.score_N[selection.kept])
     del selection
     table = pa.Table.from_arrays([read_ids(source, kept), score], ["sample_id", KEY[0]])
-    pq.write_table(table, target, compression="zstd")
+    pq.write_table(table, target, compression="zstd", row_group_size=BATCH_ROWS)
 
 
 def ours_table(source: Path, target: Path) -> None:
