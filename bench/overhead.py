@@ -1,6 +1,6 @@
 """What the machinery costs around a stage: process start to user code, and the gap between two stages.
 
-Usage: python bench/overhead.py. Runs prepare, sft (4 steps), probe, curate and evaluate on 64 pairs with `egt local run`, and reads
+Usage: python bench/overhead.py. Runs prepare, sft (4 steps), probe and evaluate on 64 pairs with `egt local run`, and reads
 the times off its own log lines, task files and manifests. Imports (torch, transformers) are measured apart, by an import of the same
 modules in a process of their own: they are what the stage pays to have its libraries, not what we add.
 """
@@ -75,7 +75,7 @@ def run(folder: Path) -> list[dict[str, str]]:
                     "distill": {"enabled": False},
                     "sft": {**plain, "maxSteps": 4, "batchSize": 16, "microBatchSize": 16, "zeroStage": 0},
                     "probe": {**plain, "maxNewTokens": 8},
-                    "curate": {"baseline": "random", "keep": {"share": 0.5}},
+                    "curate": {"enabled": False},
                     "rl": {"enabled": False},
                     "evaluate": {**plain, "maxNewTokens": 8},
                 },

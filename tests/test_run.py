@@ -1,125 +1,22 @@
-"""One small run of the whole method, as its user would start it: every stage real, only the sizes are small."""
+"""One small run of the whole method, as its user would start it."""
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
-EGT = str(Path(sys.executable).with_name("egt"))
-STAGES = ["prepare", "distill", "sft", "probe", "curate", "rl", "evaluate"]
+from small_run import STAGES, Place, digits_place, free_port
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the small run lives."""
-
-    folder: Path
-    manifest: Path
-
-    def egt(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([EGT, *arguments], cwd=self.folder, capture_output=True, text=True, check=False)
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done
-
-    def artifact(self, stage: str) -> Path:
-        digests = {line["name"]: line["digest"] for line in self.plan()}
-        return self.folder / "store" / "artifacts" / stage / digests[stage]
-
-    def plan(self, manifest: Path | None = None) -> list[dict[str, Any]]:
-        lines = self.egt("plan", str(manifest or self.manifest), "-o", "json", check=False).stdout
-        result: list[dict[str, Any]] = json.loads(lines)
-        return result
-
-    def edited(self, name: str, **changes: dict[str, Any]) -> Path:
-        run = yaml.safe_load(self.manifest.read_text())
-        for stage, fields in changes.items():
-            run["spec"][stage].update(fields)
-        path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(run))
-        return path
-
-
-def spec_of(port: int) -> dict[str, Any]:
-    plain = {"prompt": "plain-v1"}
-    return {
-        "apiVersion": "egt.dev/v1alpha1",
-        "kind": "EGTRun",
-        "metadata": {"name": "small"},
-        "spec": {
-            "model": {"source": "model"},
-            "store": {"uri": "store"},
-            "data": {
-                "sft": {"source": "data/sft.jsonl"},
-                "rl": {"source": "data/rl.jsonl"},
-                "evaluate": [{"name": "heldout", "source": "data/heldout.jsonl", "answerOrder": "given"}],
-            },
-            "distill": {
-                **plain, "temperatures": [1.0], "maxTokens": 64,
-                "teacher": {"model": "digits-teacher", "baseUrl": f"http://127.0.0.1:{port}/v1"},
-            },
-            "sft": {
-                **plain, "maxSteps": 60, "batchSize": 32, "microBatchSize": 32, "learningRate": 0.002,
-                "warmupSteps": 10, "precision": "float32", "zeroStage": 2, "freezeVision": False,
-            },
-            "probe": {**plain, "maxNewTokens": 48, "batchSize": 32, "chunkRows": 32, "precision": "float32",
-                      "workers": 2},
-            "curate": {"keep": {"share": 0.3}},
-            "rl": {
-                **plain, "epochs": 1, "batchSize": 8, "microBatchSize": 8, "learningRate": 0.0001, "maxNewTokens": 40,
-                "maxPromptTokens": 128, "zeroStage": 2, "freezeVision": False,
-            },
-            "evaluate": {**plain, "maxNewTokens": 48, "batchSize": 64, "precision": "float32"},
-        },
-    }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("small")
-    port = free_port()
-    place = Place(folder, folder / "small.yaml")
-    place.manifest.write_text(yaml.safe_dump(spec_of(port)))
-    place.egt("data", "digits", "data", "--sft", "600", "--rl", "120", "--heldout", "80")
-    place.egt("model", "tiny", "model")
-    with (folder / "teacher.log").open("w") as log:
-        teacher = subprocess.Popen([EGT, "data", "teacher", "--port", str(port)], cwd=folder, stdout=log, stderr=log)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/v1/models", teacher)
+    with digits_place(tmp_path_factory.mktemp("small")) as place:
         done = place.egt("local", "run", str(place.manifest), "-o", "json")
         yield place, json.loads(done.stdout.splitlines()[-1])
-    finally:
-        teacher.terminate()
-        teacher.wait()
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with urllib.request.urlopen(address, timeout=1):
-                return
-        except OSError:
-            assert process.poll() is None, "the teacher ended"
-            assert time.monotonic() < deadline, "the teacher does not answer"
-            time.sleep(0.1)
 
 
 def test_every_stage_is_published(small_run: tuple[Place, dict[str, Any]]) -> None:
