@@ -1,9 +1,9 @@
 """The demo's teacher: where Gemini stands in the paper, a reader of digits behind the same protocol.
 
-It never sees a label and is wrong as often as it is wrong. It looks twice, like people whose stated reason and whose decision are
-not one: a larger network describes the picture, a smaller one decides between the two claims, at random by its own
-probabilities. Where the description supports neither or both claims, it guesses. So the answer is no function of the reasoning, and
-a model that learns from it keeps its doubt in the answer token.
+It never sees a label and is wrong as often as it is wrong. It looks twice, like people whose stated reason and whose
+decision are not one: a larger network describes the picture, a smaller one decides between the two claims, at random by
+its own probabilities. Where the description supports neither or both claims, it guesses. So the answer is no function
+of the reasoning, and a model that learns from it keeps its doubt in the answer token.
 """
 
 import base64
@@ -92,11 +92,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(200 if known else 404, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
 
     def do_POST(self) -> None:
+        from PIL import UnidentifiedImageError
+
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         try:
-            self._reply(200, self.teacher.complete(json.loads(body)))
-        except (ValueError, KeyError, StopIteration, IndexError, TypeError) as error:
-            self._reply(400, {"error": {"message": f"not a request this teacher understands: {error!r}"}})
+            status, reply = 200, self.teacher.complete(json.loads(body))
+        except (ValueError, KeyError, StopIteration, IndexError, TypeError, UnidentifiedImageError) as error:
+            status, reply = 400, {"error": {"message": f"not a request this teacher understands: {error!r}"}}
+        self._reply(status, reply)
 
     def _reply(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
