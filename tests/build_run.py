@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -56,13 +57,14 @@ def build_run(
         _prepare(folders[StageName.PREPARE] / part, part.partition("/")[0], count, labels, question, draw)
     _table(folder / "truth.parquet", _truth(kinds, gold))
     _probe(folders[StageName.PROBE], kinds, gold, draw)
-    _other_tables(folders, draw)
     curate.run(
         CurateRecipe(keep=Keep(share=0.3), balance="predicted"),
         {"entropies": folders[StageName.PROBE]},
         folders[StageName.CURATE],
         Context(scratch=folder, work=_NoWork(), refs={}),
     )
+    selection = pq.read_table(folders[StageName.CURATE] / "selection.parquet").sort_by("rank")
+    _other_tables(folders, selection.filter(pc.equal(selection["decision"], "kept"))["sample_id"].to_pylist(), draw)
     return folders
 
 
@@ -168,7 +170,7 @@ def _probe(folder: Path, kinds: np.ndarray, gold: np.ndarray, draw: np.random.Ge
     _table(folder / "entropies.parquet", rows)
 
 
-def _other_tables(folders: Mapping[StageName, Path], draw: np.random.Generator) -> None:
+def _other_tables(folders: Mapping[StageName, Path], kept_ids: list[str], draw: np.random.Generator) -> None:
     kept = {"attempts": 1, "response": "r", "tokens_in": 9, "tokens_out": 30, "status": "kept", "reason": ""}
     _table(
         folders[StageName.DISTILL] / "trajectories.parquet",
@@ -178,6 +180,10 @@ def _other_tables(folders: Mapping[StageName, Path], draw: np.random.Generator) 
     _table(folders[StageName.SFT] / "losses.parquet", losses)
     rewards = [{"step": n, "reward": 1.4 + n * 0.002 + float(draw.normal(0, 0.04))} for n in range(1, 101)]
     _table(folders[StageName.RL] / "losses.parquet", rewards)
+    order = [
+        {"epoch": 0, "step": n // 32 + 1, "position": n % 32, "sample_id": name} for n, name in enumerate(kept_ids)
+    ]
+    _table(folders[StageName.RL] / "order.parquet", order)
     predictions = []
     for model, rate in (("sft", 0.97), ("final", 0.96)):
         for row in range(200):

@@ -22,7 +22,7 @@ from egt_pipeline.contract.graph import STAGES, StageName
 from egt_pipeline.contract.recipes import CurateRecipe
 from egt_pipeline.contract.task import Manifest
 from egt_pipeline.metrics import Proportion, accuracy, accuracy_by_bin, equal_frequency_bins
-from egt_pipeline.preferences import Images
+from egt_pipeline.preferences import STATUS_OK, Images
 from egt_pipeline.report_data import Probed, Run
 
 _EXAMPLES = 8
@@ -80,6 +80,23 @@ def _training(run: Run) -> dict[str, Any]:
         "reward_curve": None if curve is None else Markup(curve),
         "reward_ends": None if steps is None else _ends(_column(steps, "reward")),
         "models": models,
+        "trained": _trained(run),
+    }
+
+
+def _trained(run: Run) -> dict[str, int] | None:
+    """How many of the kept samples the optimiser saw, as it wrote their ids down itself."""
+    order, selection = run.table(StageName.RL, "order.parquet"), run.table(StageName.CURATE, "selection.parquet")
+    if order is None or selection is None:
+        return None
+    kept = selection.filter(pc.equal(selection["decision"], "kept"))["sample_id"]
+    seen = pc.unique(order["sample_id"])
+    return {
+        "seen": int(pc.sum(pc.is_in(kept, value_set=seen)).as_py()),
+        "kept": len(kept),
+        "others": len(seen) - int(pc.sum(pc.is_in(seen, value_set=kept)).as_py()),
+        "steps": len(pc.unique(order["step"])),
+        "epochs": len(pc.unique(order["epoch"])),
     }
 
 
@@ -94,8 +111,10 @@ def _model(predictions: pa.Table, name: str) -> dict[str, Any] | None:
         for value in sorted({value for value in rows[column].to_pylist() if value is not None})
     }
     word, digit = parts.get("group word"), parts.get("group digit")
+    answered = rows.filter(pc.equal(rows["status"], STATUS_OK))["predicted"]
     return {
         "name": name,
+        "answered_1": float(np.mean(answered.to_numpy() == 1)) if len(answered) else float("nan"),
         "accuracy": accuracy(rows["correct"].fill_null(False).to_numpy()),
         "parts": {key.replace("label", "better answer at position"): value for key, value in parts.items()},
         "clear": parts.get("subset clear"),

@@ -4,6 +4,8 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from build_run import build_run, manifests_of
@@ -181,6 +183,30 @@ def test_examples_are_the_ends_and_the_cut_without_repeats(made):
     assert list(probed.score_N[found["lowest"]]) == list(scores[:8])
     assert list(probed.score_N[found["highest"]]) == list(scores[-8:])
     assert {bool(probed.kept_N[place]) for place in found["at the cut"]} == {True, False}
+
+
+def test_what_the_optimiser_saw_is_counted_against_what_was_kept(made, page):
+    folders, manifests, truth = made
+    order = folders[StageName.RL] / "order.parquet"
+    kept = Run(manifests, folders, truth).probed.kept_N.sum()
+    assert f">{kept}</data> kept samples" in page
+    assert "samples that were not kept" not in page
+    was = order.read_bytes()
+    rows = pq.read_table(order).to_pylist()
+    pq.write_table(pa.Table.from_pylist([*rows, {**rows[0], "sample_id": "rl-stranger"}]), order)
+    assert "1 samples that were not kept" in build_report(manifests, folders, truth, "made-up")
+    order.write_bytes(was)
+
+
+def test_without_groups_the_style_bias_is_not_made_up(tmp_path):
+    folders = build_run(tmp_path / "store", rows=100)
+    predictions = folders[StageName.EVALUATE] / "predictions.parquet"
+    table = pq.read_table(predictions)
+    none = pa.nulls(len(table), pa.string())
+    pq.write_table(table.set_column(table.column_names.index("group"), "group", none), predictions)
+    page = build_report(manifests_of(folders), folders, None, "made-up")
+    assert "style bias: n/a" in page
+    assert re.search(r"style-bias index</td><td><data[^>]*>n/a<", page)
 
 
 def test_figures_take_their_colours_from_the_page(page):
