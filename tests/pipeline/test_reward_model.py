@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from build_model import copy_of, random_model
 from egt_pipeline.contract.errors import ArtifactError
 from egt_pipeline.reward_model import load_model, load_processor, resolve_model

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+
 from build_model import random_model
 from egt_pipeline.context import Context
 from egt_pipeline.contract.errors import StoppedError, TaskError
@@ -18,10 +20,10 @@ from egt_pipeline.reward_model import load_model, load_processor
 from egt_pipeline.sft_batches import Order, Shares
 from egt_pipeline.stages import sft
 from egt_pipeline.store_file import FileWork
-from PIL import Image
 
 _ROWS = 10
-_WORDS = "The picture shows four. The first says four, right. The second says seven, wrong.".split()
+_SPEECH = "The picture shows four. The first says four, right. The second says seven, wrong."
+_WORDS = _SPEECH.split()
 _RECIPE = SFTRecipe(
     max_steps=5,  # of 4 samples out of 10: two epochs, the third batch reaches over the end of the first
     batch_size=4,
@@ -154,7 +156,7 @@ def test_training_learns_and_the_model_loads_with_its_processor(unbroken: Path) 
     assert any("lm_head" in name for name in changed)
     assert not [path for path in unbroken.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
     config = json.loads((unbroken / "model" / "config.json").read_text())
-    assert config == json.loads((random_model() / "config.json").read_text())
+    assert "use_cache" not in config  # the Trainer sets it, and a server would generate without a cache
 
 
 def test_losses_do_not_depend_on_the_micro_batch(unbroken: Path, tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_with_trajectories_only_kept_ones_are_trained_on(tmp_path: Path) -> None
 
 
 def test_nothing_left_to_train_on_is_an_error_of_the_task(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="none of 10 rows can be trained on: .* more than maxLength 16"):
+    with pytest.raises(TaskError, match=r"none of 10 rows can be trained on: .* more than maxLength 16"):
         _train(tmp_path, _RECIPE.model_copy(update={"max_length": 16}))
 
 
