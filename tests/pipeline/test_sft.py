@@ -174,7 +174,7 @@ def test_a_frozen_vision_tower_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_a_stopped_training_goes_on_with_the_losses_of_the_unbroken_one(unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        _train(tmp_path, stop_after=3)
+        _train(tmp_path, stop_after=2)  # asked to while step 3 is under way
     out, steps = _train(tmp_path)
     assert steps == [4, 5]
     assert _losses(out) == _losses(unbroken)
@@ -186,7 +186,7 @@ def test_a_checkpoint_with_one_flipped_bit_is_left_out_and_said(
     unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(StoppedError):
-        _train(tmp_path, stop_after=3)
+        _train(tmp_path, stop_after=2)  # asked to while step 3 is under way
     (optimizer,) = tmp_path.glob("work/checkpoints/*/step-000003/optimizer.pt")
     data = bytearray(optimizer.read_bytes())
     data[len(data) // 2] ^= 1
