@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
-from egt_pipeline.contract.recipes import Recipe
 
 CONTENT = {"model": "m0", "sft": "s0", "rl": "r0", "rl-unlabelled": "u0", "evaluate": "e0"}
 

@@ -10,20 +10,17 @@ from pydantic import Field, model_validator
 
 from egt_operator.api_parts import Metadata, PodTemplate, Resources, Retry, Scheduling, StoreSpec, TimeToLive
 from egt_operator.api_status import EGTRunStatus
+from egt_pipeline.contract.base import Endpoint, Placement, Recipe
+from egt_pipeline.contract.data import Data, ModelSource
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import STAGES, StageName, inputs_of
 from egt_pipeline.contract.recipes import (
     CurateRecipe,
-    Data,
     DistillRecipe,
-    Endpoint,
     EvaluateRecipe,
-    ModelSource,
-    Placement,
     PrepareOptions,
     PrepareRecipe,
     ProbeRecipe,
-    Recipe,
     RLRecipe,
     SFTRecipe,
 )

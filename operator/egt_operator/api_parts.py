@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from egt_pipeline.contract.recipes import Recipe
+from egt_pipeline.contract.base import Recipe
 
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # A child is called <run>-<stage>-a<attempt> and its pods <child>-worker-<n>: 40 leaves 23 of a label's 63 characters.

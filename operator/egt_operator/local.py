@@ -20,11 +20,12 @@ from typing import IO, Any, Protocol
 from egt_operator.api import EGTRun
 from egt_operator.local_stage import StageFailedError, failure, start, stop, watch
 from egt_operator.plan import Observed, Past, Phase, Plan, Task, plan
+from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.chain import Link, chain
 from egt_pipeline.contract.errors import StoppedError, TaskError
 from egt_pipeline.contract.fingerprint import fingerprint
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
-from egt_pipeline.contract.recipes import PrepareRecipe, Recipe
+from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import Manifest, Progress, StoreRef, TaskFile
 
 Lookup = Callable[[StageName, str], Manifest | None]

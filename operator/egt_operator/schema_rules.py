@@ -10,9 +10,11 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from egt_operator import api, api_parts
+from egt_pipeline.contract.base import Placement, Recipe
+from egt_pipeline.contract.data import DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import STAGES, StageName, inputs_of
-from egt_pipeline.contract.recipes import DataSource, Keep, ModelSource, Placement, Recipe
+from egt_pipeline.contract.recipes import Keep
 
 Rule = dict[str, Any]
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import openai
 
+from egt_pipeline.contract.base import Endpoint
 from egt_pipeline.contract.errors import TaskError, UnavailableError
-from egt_pipeline.contract.recipes import Endpoint
 
 _RETRIES = 6  # the client pauses 0.5 s, doubling up to 8 s: half a minute before a row counts as unavailable
 
@@ -54,9 +54,7 @@ class Chat:
     ) -> None:
         self._loop.run(self._client.close())
 
-    async def ask(
-        self, messages: Sequence[dict[str, Any]], *, temperature: float, max_tokens: int, seed: int
-    ) -> Reply:
+    async def ask(self, messages: Sequence[dict[str, Any]], *, temperature: float, max_tokens: int, seed: int) -> Reply:
         """One completion. Raises UnavailableError when the service does not answer, TaskError when it refuses for good."""
         async with self._slots:
             try:
@@ -92,7 +90,9 @@ def api_key(endpoint: Endpoint) -> str:
         return key
     if _is_local(urlsplit(endpoint.base_url).hostname or ""):
         return "unused"
-    raise TaskError(f"apiKeyEnv: the environment variable {endpoint.api_key_env} is empty; {endpoint.base_url} needs a key")
+    raise TaskError(
+        f"apiKeyEnv: the environment variable {endpoint.api_key_env} is empty; {endpoint.base_url} needs a key"
+    )
 
 
 def _is_local(host: str) -> bool:

@@ -17,13 +17,13 @@ def digits(
     out: Folder,
     sft: Annotated[int, typer.Option(min=8, help="Pairs to fine-tune on, before the teacher's filter.")] = 8000,
     rl: Annotated[int, typer.Option(min=8, help="Pairs to probe, curate and train on.")] = 2000,
-    heldout: Annotated[int, typer.Option(min=8, help="Pairs with gold labels; a multiple of 8 balances all cells.")] = 1000,
+    heldout: Annotated[int, typer.Option(min=8, help="Pairs with gold labels; best a multiple of 8.")] = 1000,
     seed: Seed = 0,
 ) -> None:
     """Preferences over real handwritten digits, with four known kinds of noise in the labels.
 
-    Writes sft.jsonl, rl.jsonl, heldout.jsonl, the pictures, and truth.parquet, which says what is wrong with each label and
-    which no stage is ever given.
+    Writes sft.jsonl, rl.jsonl, heldout.jsonl, the pictures, and truth.parquet, which says what is wrong with each label
+    and which no stage is ever given.
     """
     from egt_pipeline.digits import write_digits
 

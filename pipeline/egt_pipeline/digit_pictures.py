@@ -82,7 +82,9 @@ class Reader:
         rng = np.random.default_rng(seed)
         many = np.tile(sources, renderings)
         pictures = [render(source, degradation_of(rng), rng) for source in many]
-        network = MLPClassifier(hidden, alpha=1e-2, batch_size=128, learning_rate_init=2e-3, max_iter=12, random_state=0)
+        network = MLPClassifier(
+            hidden, alpha=1e-2, batch_size=128, learning_rate_init=2e-3, max_iter=12, random_state=0
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # stopped early on purpose: it is to be imperfect
             network.fit(_features(pictures), [Reader.digit_of(source) for source in many])

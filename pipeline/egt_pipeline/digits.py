@@ -1,7 +1,7 @@
 """Real small data: preferences over the 1,797 handwritten digits that ship inside scikit-learn.
 
-Each pair shows a picture and two claims about it, "four" or "7". The annotator of the labels is wrong in four ways, and the
-truth about it goes to ``truth.parquet``, which no stage is ever given:
+Each pair shows a picture and two claims about it, "four" or "7". The annotator of the labels is wrong in four ways, and
+the truth about it goes to ``truth.parquet``, which no stage is ever given:
 
 * ``both_right``, ``both_wrong``: undecidable pairs; the label is a guess
 * ``style_biased``: the label follows the style (the spelled-out word) the more, the more the picture is degraded

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from openai import AsyncOpenAI, OpenAIError
 
+from egt_pipeline.contract.base import Endpoint
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.recipes import Endpoint, LogicJudge
+from egt_pipeline.contract.recipes import LogicJudge
 from egt_pipeline.rewards import Answer, Logic, rule_logic
 
 _LAST_LINES = 3  # a conclusion stands at the end (R1-Reward's reward server sends as many)

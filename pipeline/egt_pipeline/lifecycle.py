@@ -17,10 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from egt_pipeline.context import Context, StageResult
+from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.chain import chain, link_digest
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
-from egt_pipeline.contract.recipes import Recipe
 from egt_pipeline.contract.task import Manifest, Metric, Producer, Progress, TaskFile
 from egt_pipeline.store import Store, open_store
 

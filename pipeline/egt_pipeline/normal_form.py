@@ -3,11 +3,10 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from egt_pipeline.contract.data import DataSource
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.recipes import DataSource
 from egt_pipeline.pictures import picture_problem
 from egt_pipeline.preferences import PREFERENCES, STATUS_OK
 from egt_pipeline.sources import local_path
@@ -75,7 +74,9 @@ class Normaliser:
     def _check_texts(self, row: dict[str, Any]) -> None:
         sample_id = row["sample_id"]
         if not sample_id or len(sample_id) > _LONGEST_ID or not sample_id.isprintable():
-            raise BadRowError("bad_id", f"sample id {str(sample_id)[:40]!r} is empty, too long or holds control characters")
+            raise BadRowError(
+                "bad_id", f"sample id {str(sample_id)[:40]!r}: empty, too long, or with control characters"
+            )
         if sample_id in self._ids:
             raise BadRowError("duplicate_id", f"sample id {sample_id!r} came before; the first one is used")
         self._ids.add(sample_id)

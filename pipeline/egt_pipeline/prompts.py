@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from egt_pipeline.contract.recipes import PromptId
+from egt_pipeline.contract.base import PromptId
 
 _EGT_V1 = """You judge two responses to a question about the images above and say which one is better.
 Compare them side by side: correctness, what the images show, completeness. A tie is not permitted.

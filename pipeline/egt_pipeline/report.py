@@ -131,17 +131,17 @@ def _selection(run: Run) -> dict[str, Any]:
     """Gate, histogram, bins, what-if table, examples and known noise; all None before curate is published."""
     probed = run.probed
     if probed is None:
-        return dict.fromkeys(("probed", "checks", "verdict", "cut", "figures", "shares", "examples", "noise", "rules"))
+        return dict.fromkeys(("probed", "checks", "verdict", "cuts", "figures", "shares", "examples", "noise", "rules"))
     recipe = CurateRecipe.model_validate(run.manifests[StageName.CURATE].recipe)
     sft = _training_clear(run)
     checks = findings.gate(probed, sft)
-    cut = float(probed.score_N[probed.kept_N].max()) if recipe.keep.band == "low" and probed.kept_N.any() else None
+    cuts = findings.cuts(probed, recipe)
     return {
         "probed": probed,
         "checks": checks,
         "verdict": findings.verdict(checks),
-        "cut": cut,
-        "figures": {name: Markup(svg) for name, svg in _figures(probed, recipe, cut).items()},
+        "cuts": cuts,
+        "figures": {name: Markup(svg) for name, svg in _figures(probed, recipe, list(cuts.values())).items()},
         "shares": findings.what_if(probed, recipe),
         "examples": {
             name: list(_examples(run, probed, at)) for name, at in findings.examples(probed, _EXAMPLES).items()
@@ -158,14 +158,14 @@ def _training_clear(run: Run) -> Proportion | None:
     return None if model is None else model["clear"]
 
 
-def _figures(probed: Probed, recipe: CurateRecipe, cut: float | None) -> dict[str, str]:
+def _figures(probed: Probed, recipe: CurateRecipe, cuts: list[float]) -> dict[str, str]:
     ranked = probed.ranked
     answer, sentence, agrees = probed.answer_N[ranked], probed.sentence_N[ranked], probed.agrees[ranked]
     label = f"{recipe.baseline} baseline" if recipe.baseline else _SCORES[recipe.score]
     predicted = probed.predicted_N[ranked]
     shares = [float(np.mean(predicted[part] == 1)) for part in equal_frequency_bins(answer, findings.BINS) if len(part)]
     return {
-        "histogram": report_figures.histogram(probed.score_N[ranked], probed.kept_N[ranked], cut, label),
+        "histogram": report_figures.histogram(probed.score_N[ranked], probed.kept_N[ranked], cuts, label),
         "answer": report_figures.accuracy_bins(
             "answer", accuracy_by_bin(answer, agrees, findings.BINS), "answer entropy"
         ),

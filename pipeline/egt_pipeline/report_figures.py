@@ -89,8 +89,8 @@ def rewards(
     return _svg("rewards", "Reward by step, gold accuracy and style bias of both models", draw, (9.0, 2.9))
 
 
-def histogram(score: Floats, kept: Mask, cut: float | None, label: str) -> str:
-    """Scores of the kept and the dropped samples, with the cut."""
+def histogram(score: Floats, kept: Mask, cuts: Sequence[float], label: str) -> str:
+    """Scores of the kept and the dropped samples, with the cut, or one for each predicted answer."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -99,8 +99,8 @@ def histogram(score: Floats, kept: Mask, cut: float | None, label: str) -> str:
         axes.hist(
             [score[kept], score[~kept]], bins=edges.tolist(), stacked=True, color=colours, label=["kept", "dropped"]
         )
-        if cut is not None:
-            axes.axvline(cut, color=_CUT, linewidth=1.4, linestyle="--", label="cut")
+        for number, cut in enumerate(cuts):
+            axes.axvline(cut, color=_CUT, linewidth=1.4, linestyle="--", label="" if number else "cut")
         axes.set(xlabel=label, ylabel="samples")
         axes.legend()
 

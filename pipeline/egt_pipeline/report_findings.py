@@ -183,6 +183,16 @@ def disagreements(probed: Probed) -> list[Disagreement]:
     return found
 
 
+def cuts(probed: Probed, recipe: CurateRecipe) -> dict[str, float]:
+    """The highest score kept, or with balance the highest for each predicted answer; empty unless the low end is kept."""
+    if recipe.keep.band != "low":
+        return {}
+    groups = {"all samples": probed.kept_N}
+    if recipe.balance == "predicted":
+        groups = {f"predicted {answer}": probed.kept_N & (probed.predicted_N == answer) for answer in (1, 2)}
+    return {name: float(probed.score_N[kept].max()) for name, kept in groups.items() if kept.any()}
+
+
 def examples(probed: Probed, each: int) -> dict[str, list[int]]:
     """Positions of the samples with the lowest scores, around the cut, and with the highest; no sample twice."""
     order = np.flatnonzero(probed.ranked)

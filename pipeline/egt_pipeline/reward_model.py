@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from egt_pipeline.contract.data import ModelSource
 from egt_pipeline.contract.errors import ArtifactError, TaskError
-from egt_pipeline.contract.recipes import ModelSource
 from egt_pipeline.store import hash_file, safe_path
 
 MODEL_FILE = "model.json"  # written by prepare

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from egt_pipeline.contract.data import DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.recipes import DataSource, ModelSource
 from egt_pipeline.store import hash_file
 
 _BATCH_ROWS = 1024  # rows with their pictures held in memory at once, when they lie inside a Parquet file

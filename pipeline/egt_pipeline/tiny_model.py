@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of 0.7 million weights with a tokenizer, chat template and image processor of its own; nothing downloaded.
+"""A Qwen2.5-VL of 0.7 million weights, with tokenizer, chat template and image processor; nothing is downloaded.
 
 It is small enough to be trained from scratch on two cores and has every part of the large one: vision tower with
 windowed attention, three-axis rotary positions, byte-level BPE with digits isolated.
@@ -13,7 +13,7 @@ _SPECIAL = (
     "<|image_pad|>", "<|video_pad|>",
 )  # the special tokens of Qwen2.5-VL, in its order  # fmt: skip
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # one token each, kept when special tokens are left out
-_WORDS = "zero one two three four five six seven eight nine".split()
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _CORPUS = [
     "system user assistant Which digit is this? Response : The picture shows first second says right wrong , .",
     *(f" {word}. {word} {word}," for word in _WORDS),

@@ -1,4 +1,4 @@
-"""Does the chain of a run still fit? Every checksum, digest and reference is derived anew from what lies in the store."""
+"""Does the chain of a run still fit? Every checksum, digest and reference is derived anew from what is in the store."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

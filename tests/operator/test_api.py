@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from build_manifest import manifest
 from egt_operator.api import EGTRun, OptionalStage, PrepareStage
 from egt_operator.api_status import EGTRunStatus
+from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.graph import STAGE_TYPES, STAGES, StageName, inputs_of
-from egt_pipeline.contract.recipes import PrepareOptions, PrepareRecipe, Recipe
+from egt_pipeline.contract.recipes import PrepareOptions, PrepareRecipe
 from egt_pipeline.contract.task import digest
 
 

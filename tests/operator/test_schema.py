@@ -17,8 +17,8 @@ from egt_operator.api import EGTRun, EGTRunSpec
 from egt_operator.schema import MAX_STRING, crd, generated_files, run_schema, structural
 from egt_operator.schema_docs import editor_schema
 from egt_operator.schema_rules import is_frozen_rule, required_stages
+from egt_pipeline.contract.base import Placement
 from egt_pipeline.contract.graph import STAGES
-from egt_pipeline.contract.recipes import Placement
 
 ROOT = Path(__file__).parents[2]
 RULES = "x-kubernetes-validations"

@@ -11,8 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from egt_pipeline.contract.base import Endpoint
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.recipes import Endpoint, LogicJudge
+from egt_pipeline.contract.recipes import LogicJudge
 from egt_pipeline.judge import EndpointJudge, Judgement, judge_for
 
 

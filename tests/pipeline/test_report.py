@@ -134,6 +134,18 @@ def test_the_what_if_table_keeps_what_curate_would(made):
     assert at_30.agreement_dropped.count == probed.ranked.sum() - at_30.kept
 
 
+def test_the_cut_is_the_highest_kept_score_of_each_predicted_answer(made):
+    folders, manifests, truth = made
+    probed = Run(manifests, folders, truth).probed
+    balanced, plain = CurateRecipe(balance="predicted"), CurateRecipe()
+    both = report_findings.cuts(probed, balanced)
+    assert set(both) == {"predicted 1", "predicted 2"}
+    assert report_findings.cuts(probed, plain) == {"all samples": max(both.values())}
+    for answer in (1, 2):
+        dropped = probed.ranked & ~probed.kept_N & (probed.predicted_N == answer)
+        assert both[f"predicted {answer}"] < probed.score_N[dropped].min()
+
+
 def test_noise_that_raises_entropy_is_found_and_uniform_flips_are_not(made):
     folders, manifests, truth = made
     rows = {row.name: row for row in report_findings.recovery(Run(manifests, folders, truth).probed)}

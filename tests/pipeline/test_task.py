@@ -1,14 +1,16 @@
 """Digests: what names an output, and what does not."""
 
 import pytest
-from build_recipes import CONTENT, make_recipes
-from egt_pipeline.contract.chain import chain
-from egt_pipeline.contract.graph import STAGES, StageName
-from egt_pipeline.contract.recipes import CurateRecipe, Keep, ProbeRecipe, Recipe, SFTRecipe
-from egt_pipeline.contract.task import content_digest, digest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
+from build_recipes import CONTENT, make_recipes
+from egt_pipeline.contract.base import Recipe
+from egt_pipeline.contract.chain import chain
+from egt_pipeline.contract.graph import STAGES, StageName
+from egt_pipeline.contract.recipes import CurateRecipe, Keep, ProbeRecipe, SFTRecipe
+from egt_pipeline.contract.task import content_digest, digest
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

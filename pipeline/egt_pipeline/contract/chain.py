@@ -6,8 +6,8 @@ Used by the planner (what should exist), by prepare (what is published already) 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.graph import STAGE_TYPES, STAGES, Need, StageName, inputs_of
-from egt_pipeline.contract.recipes import Recipe
 from egt_pipeline.contract.task import InputRef, digest
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.recipes import (
     CurateRecipe,
@@ -11,7 +12,6 @@ from egt_pipeline.contract.recipes import (
     EvaluateRecipe,
     PrepareRecipe,
     ProbeRecipe,
-    Recipe,
     RLRecipe,
     SFTRecipe,
 )
@@ -44,7 +44,7 @@ class StageType:
 class Need:
     """An input: the artifact of ``stage``, known by its own digest, or by the digest of one ``output`` of its content.
 
-    Outputs of prepare are ``model``, ``sft``, ``rl``, ``rl-unlabelled`` and ``evaluate``: equal rows have equal digests,
+    Outputs of prepare are ``model``, ``sft``, ``rl``, ``rl-unlabelled`` and ``evaluate``; equal rows have equal digests
     wherever they came from. ``rl-unlabelled`` leaves the label out, so nothing before rl can depend on it.
     """
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.graph import StageName
-from egt_pipeline.contract.recipes import Recipe
 
 DIGEST_LENGTH = 16  # hex digits: 64 bits; at a million artifacts a clash has probability 3e-8
 SUMMARY_BYTES = 4096  # what Kubernetes keeps of a termination message

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from egt_pipeline.contract.base import PromptId
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.recipes import PromptId
 from egt_pipeline.engines.interface import Engine
 
 EngineKind = Literal["auto", "transformers", "vllm"]

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from egt_pipeline import prompts
-from egt_pipeline.contract.recipes import PromptId
+from egt_pipeline.contract.base import PromptId
 from egt_pipeline.engines.interface import Refused, Request
 
 # What Pillow and the image processors raise for pictures that are damaged, too large or of an impossible shape.

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from egt_pipeline.contract.base import PromptId
 from egt_pipeline.contract.errors import ArtifactError, TaskError
-from egt_pipeline.contract.recipes import PromptId
 from egt_pipeline.engines.encoding import encode
 from egt_pipeline.engines.interface import Generation, Refused, Request
 from egt_pipeline.engines.token_text import TokenText

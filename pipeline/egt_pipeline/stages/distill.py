@@ -1,13 +1,14 @@
 """A teacher explains each preference without seeing its label; the first response whose answer is right is kept.
 
-EGT section 2.2: up to three attempts, failures discarded. The number of attempts is recorded: it is the paper's signal of difficulty.
-Errors of the network are no attempts. Rows are committed in chunks, so a stopped run asks nothing twice.
+EGT section 2.2: up to three attempts, failures discarded. The number of attempts is recorded: it is the paper's signal
+of difficulty. Errors of the network are no attempts. Rows are committed in chunks, so a stopped run asks nothing twice.
 """
 
 import asyncio
 import base64
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,7 +40,7 @@ Row = dict[str, object]
 
 
 def run(recipe: DistillRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
-    """Writes ``trajectories.parquet``: one row for every row of data.sft, status kept, exhausted, unavailable or skipped."""
+    """Writes ``trajectories.parquet``: every row of data.sft, with status kept, exhausted, unavailable or skipped."""
     folder = inputs["data"] / "sft"
     rows = read_preferences(folder, labelled=True)
     images = Images(folder)
@@ -48,7 +49,8 @@ def run(recipe: DistillRecipe, inputs: Mapping[str, Path], out: Path, context: C
         for number, chunk in enumerate(chunks):
             name = f"chunks/part-{number:06d}.parquet"
             if not context.work.has(name):
-                done = loop.run(_distill_chunk(recipe, chat, images, chunk, context, number * _CHUNK_ROWS, len(rows)))
+                teach = partial(_distill_row, recipe, chat, images)
+                done = loop.run(_distill_chunk(teach, chunk, _Told(context, number * _CHUNK_ROWS, len(rows))))
                 part = context.scratch / f"part-{number:06d}.parquet"
                 pq.write_table(pa.Table.from_pylist(done, schema=TRAJECTORIES), part)
                 if any(row["status"] == "unavailable" for row in done):
@@ -60,24 +62,29 @@ def run(recipe: DistillRecipe, inputs: Mapping[str, Path], out: Path, context: C
     return StageResult(_metrics(table, recipe))
 
 
-async def _distill_chunk(
-    recipe: DistillRecipe,
-    chat: Chat,
-    images: Images,
-    rows: Sequence[Preference],
-    context: Context,
-    before: int,
-    total: int,
-) -> list[Row]:
-    finished = kept = 0
+class _Told:
+    """Counts finished rows and says how many of them are kept."""
 
+    def __init__(self, context: Context, before: int, total: int) -> None:
+        self._context, self._before, self._total = context, before, total
+        self._finished = self._kept = 0
+
+    def finished(self, row: Row) -> None:
+        self._finished += 1
+        self._kept += row["status"] == "kept"
+        share = self._kept / self._finished
+        done = self._before + self._finished
+        self._context.progress(
+            Progress(done=done, total=self._total, unit="rows", metric_name="kept", metric_value=share)
+        )
+
+
+async def _distill_chunk(
+    teach: Callable[[Preference], Awaitable[Row]], rows: Sequence[Preference], told: _Told
+) -> list[Row]:
     async def one(row: Preference) -> Row:
-        nonlocal finished, kept
-        result = await _distill_row(recipe, chat, images, row)
-        finished += 1
-        kept += result["status"] == "kept"
-        context.progress(Progress(done=before + finished, total=total, unit="rows",
-                                  metric_name="kept", metric_value=kept / finished))  # fmt: skip
+        result = await teach(row)
+        told.finished(result)
         return result
 
     return list(await asyncio.gather(*(one(row) for row in rows)))
@@ -88,6 +95,11 @@ async def _distill_row(recipe: DistillRecipe, chat: Chat, images: Images, row: P
     content.append({"type": "text", "text": render(recipe.prompt, row.question, row.answer_1, row.answer_2)})
     tokens_in = tokens_out = 0
     reason = ""
+
+    def result(attempts: int, status: str, why: str, response: str | None = None) -> Row:
+        place = {"row": row.row, "sample_id": row.sample_id, "attempts": attempts, "response": response}
+        return {**place, "tokens_in": tokens_in, "tokens_out": tokens_out, "status": status, "reason": why}
+
     for attempt in range(1, recipe.attempts + 1):
         temperature = recipe.temperatures[min(attempt, len(recipe.temperatures)) - 1]
         try:
@@ -98,13 +110,13 @@ async def _distill_row(recipe: DistillRecipe, chat: Chat, images: Images, row: P
                 seed=seed_of(row.sample_id, attempt),
             )
         except UnavailableError as error:
-            return _row(row, attempt - 1, None, tokens_in, tokens_out, "unavailable", str(error))
+            return result(attempt - 1, "unavailable", str(error))
         tokens_in, tokens_out = tokens_in + reply.tokens_in, tokens_out + reply.tokens_out
         response = normalise_response(reply.text)
         reason = _why_not(reply, response, row.label)
         if not reason:
-            return _row(row, attempt, response, tokens_in, tokens_out, "kept", "")
-    return _row(row, recipe.attempts, None, tokens_in, tokens_out, "exhausted", f"last attempt: {reason}")
+            return result(attempt, "kept", "", response)
+    return result(recipe.attempts, "exhausted", f"last attempt: {reason}")
 
 
 def _why_not(reply: Reply, response: str, label: int | None) -> str:
@@ -114,21 +126,6 @@ def _why_not(reply: Reply, response: str, label: int | None) -> str:
     if not is_well_formed(response):
         return "not of the form <think>..</think><answer>..</answer>"
     return "" if verdict.answer == label else "the answer differs from the label"
-
-
-def _row(
-    row: Preference, attempts: int, response: str | None, tokens_in: int, tokens_out: int, status: str, reason: str
-) -> Row:
-    return {
-        "row": row.row,
-        "sample_id": row.sample_id,
-        "attempts": attempts,
-        "response": response,
-        "tokens_in": tokens_in,
-        "tokens_out": tokens_out,
-        "status": status,
-        "reason": reason,
-    }
 
 
 def _image_part(data: bytes) -> dict[str, object]:
@@ -168,12 +165,12 @@ def _metrics(table: pa.Table, recipe: DistillRecipe) -> dict[str, Metric]:
     rows = table.to_pylist()
     statuses = Counter(row["status"] for row in rows)
     if not statuses["kept"]:
-        raise TaskError(f"distill kept none of {len(rows)} rows: {dict(statuses)}; look at {recipe.teacher.model}'s answers")
+        raise TaskError(f"distill: kept none of {len(rows)} rows: {dict(statuses)}; look at what the teacher answers")
     attempts = Counter(row["attempts"] for row in rows if row["status"] == "kept")
     return {
         "rows": len(rows),
         "kept_share": statuses["kept"] / len(rows),
-        **{status: count for status, count in sorted(statuses.items())},
+        **dict(sorted(statuses.items())),
         **{f"kept_at_attempt_{attempt}": attempts[attempt] for attempt in range(1, recipe.attempts + 1)},
         "tokens_in": sum(row["tokens_in"] for row in rows),
         "tokens_out": sum(row["tokens_out"] for row in rows),

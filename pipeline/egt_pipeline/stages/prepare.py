@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from egt_pipeline.context import Context, StageResult
+from egt_pipeline.contract.data import DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.recipes import DataSource, ModelSource, PrepareRecipe
+from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import DIGEST_LENGTH, Metric, Progress, content_digest
 from egt_pipeline.normal_form import Normaliser
 from egt_pipeline.preferences import STATUS_OK, write_images, write_preferences
@@ -57,9 +58,7 @@ def _model(source: ModelSource, out: Path) -> str:
     return content_digest(identity)
 
 
-def _prepare(
-    recipe: PrepareRecipe, source: DataSource, name: str, out: Path, context: Context
-) -> list[dict[str, Any]]:
+def _prepare(recipe: PrepareRecipe, source: DataSource, name: str, out: Path, context: Context) -> list[dict[str, Any]]:
     """Write one source in normal form; its rows."""
     out.mkdir(parents=True)
     needs_response = name == "sft" and recipe.need_responses
