@@ -184,7 +184,7 @@ def disagreements(probed: Probed) -> list[Disagreement]:
 
 
 def cuts(probed: Probed, recipe: CurateRecipe) -> dict[str, float]:
-    """The highest score kept, or with balance the highest for each predicted answer; empty unless the low end is kept."""
+    """The highest score kept, or with balance that of each predicted answer; empty unless the low end is kept."""
     if recipe.keep.band != "low":
         return {}
     groups = {"all samples": probed.kept_N}
