@@ -1,8 +1,8 @@
 """What the machinery costs around a stage: process start to user code, and the gap between two stages.
 
 Usage: python bench/overhead.py. Runs prepare, sft (4 steps), probe and evaluate on 64 pairs with `egt local run`, and
-reads the times off task files and manifests. Imports are measured apart, by an import of the same modules in a process of
-their own: they are what the stage pays to have its libraries, not what we add.
+reads the times off task files and manifests. Imports are measured apart, by an import of the same modules in a process
+of their own: they are what the stage pays to have its libraries, not what we add.
 """
 
 import json

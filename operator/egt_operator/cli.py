@@ -25,7 +25,7 @@ typer_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Entropy-guided training of reasoning reward models. One manifest says the whole run; begin with `egt plan FILE`",
+    help="Entropy-guided training of reasoning reward models. One manifest says a whole run: begin with `egt plan`.",
 )
 local_app = typer.Typer(no_args_is_help=True, help="Run a manifest on this machine, without a cluster.")
 typer_app.add_typer(local_app, name="local")

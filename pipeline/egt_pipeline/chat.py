@@ -1,7 +1,7 @@
 """One conversation partner behind the chat-completions protocol: teachers and judges.
 
-Network errors, time-outs, 429 and 5xx are retried with growing pauses (Retry-After is honoured) by the ``openai`` client; what is left
-after that is UnavailableError. A refused key or an unknown model is TaskError: no retry helps.
+Network errors, time-outs, 429 and 5xx are retried with growing pauses (Retry-After is honoured) by the ``openai``
+client; what is left after that is UnavailableError. A refused key or an unknown model is TaskError: no retry helps.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Chat:
         self._loop.run(self._client.close())
 
     async def ask(self, messages: Sequence[dict[str, Any]], *, temperature: float, max_tokens: int, seed: int) -> Reply:
-        """One completion. Raises UnavailableError when the service does not answer, TaskError when it refuses for good."""
+        """One completion. Raises UnavailableError when nobody answers, TaskError when the service refuses for good."""
         async with self._slots:
             try:
                 done = await self._client.chat.completions.create(
