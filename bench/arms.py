@@ -1,8 +1,9 @@
 """RL on all samples, on the low-entropy and on the high-entropy share, with equal numbers of updates.
 
-Usage: python bench/arms.py [--seeds 0,1,2] [--share 0.3]. Runs the real rl stage, starting from the store of `make demo`,
-so that every arm shares its sft and probe. Prints held-out gold accuracy and the index of style bias, acc(right answer is
-a word) - acc(it is a digit), beside the reward, which rises in every arm. The bar: index of low <= 0.08, of all >= 0.15.
+Usage: python bench/arms.py [--seeds 0,1,2] [--share 0.3]. Runs the real rl stage, starting from the store of
+`make demo`, so that every arm shares its sft and probe. Prints held-out gold accuracy and the index of style bias,
+acc(right answer is a word) - acc(it is a digit), beside the reward, which rises in every arm. The bar: index of low
+<= 0.08, of all >= 0.15.
 """
 
 import argparse

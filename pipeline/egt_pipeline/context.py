@@ -25,7 +25,7 @@ class Work(Protocol):
         """Bring ``name`` to ``target``, verified; False if it was never committed."""
 
     def names(self, prefix: str) -> list[str]:
-        """Committed names that start with ``prefix``, sorted."""
+        """Committed names below the folder ``prefix``, at any depth, sorted."""
 
     def discard(self, name: str) -> None:
         """Remove ``name``, as an older checkpoint is once a newer one is committed."""

@@ -51,7 +51,10 @@ def train(job: Job, report: Report, stopping: Callable[[], bool]) -> None:
     shares = Shares(order, job.processes, min(job.recipe.micro_batch_size, -(-order.batch_size // job.processes)))
     arguments = _arguments(job, shares)  # before the model: under ZeRO-3 it is loaded in parts
     processor = load_processor(job.model)
-    model = load_model(job.model, job.recipe.precision if job.recipe.zero_stage else "float32")
+    if job.recipe.zero_stage:
+        model = load_model(job.model, job.recipe.precision)  # DeepSpeed brings a checkpoint's weights itself
+    else:
+        model = load_model(job.resume or job.model, "float32")
     if job.recipe.freeze_vision:
         model.model.visual.requires_grad_(False)
     config = deepcopy(model.config)
@@ -162,6 +165,11 @@ class _Trainer(Trainer):  # type: ignore[misc]
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
+
+    def _load_from_checkpoint(self, *_: Any) -> None:
+        # The Trainer would look for weights by names that Qwen2.5-VL is not saved under, warn, and go on without them.
+        # ``train`` has loaded the model from the checkpoint.
+        pass
 
 
 def _loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import errno
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from egt_pipeline.contract.errors import ArtifactError, TaskError
@@ -164,9 +165,8 @@ class FileWork:
 
     def names(self, prefix: str) -> list[str]:
         """See ``context.Work``."""
-        folder = self._root / safe_path(prefix.rstrip("/"))
-        entries = folder.iterdir() if folder.is_dir() else ()
-        return sorted(path.relative_to(self._root).as_posix() for path in entries)
+        found = _committed(self._root / safe_path(prefix.rstrip("/")))
+        return sorted(path.relative_to(self._root).as_posix() for path in found)
 
     def discard(self, name: str) -> None:
         """See ``context.Work``."""
@@ -189,6 +189,15 @@ def _copy_with_checksums(source: Path, target: Path) -> None:
         lines.append(f"{hash_file(path)[0]}  {name}\n")
     (target / _CHECKSUMS).write_text("".join(lines))
     _sync(target / _CHECKSUMS)
+
+
+def _committed(folder: Path) -> Iterator[Path]:
+    """Files, and directories that were committed as a whole, at any depth."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_file() or (path / _CHECKSUMS).exists():
+            yield path
+        else:
+            yield from _committed(path)
 
 
 def _check_directory(folder: Path) -> None:

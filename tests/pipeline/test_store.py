@@ -161,8 +161,9 @@ def test_work_is_written_once_and_outlives_who_wrote_it(store: Store, tmp_path: 
     assert not work.commit("chunks/part-1", second)
     assert store.work(STAGE, DIGEST).fetch("chunks/part-1", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == b"first" * 100
-    assert not work.fetch("chunks/part-2", tmp_path / "none")
-    assert work.names("chunks/") == ["chunks/part-1"]
+    assert not work.fetch("chunks/part-3", tmp_path / "none")
+    assert work.commit("chunks/deep/part-2", second)
+    assert work.names("chunks/") == ["chunks/deep/part-2", "chunks/part-1"]
 
 
 def test_a_checkpoint_is_a_directory_that_comes_back_whole(store: Store, tmp_path: Path) -> None:
