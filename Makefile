@@ -32,7 +32,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed
-	$(BIN)/python bench/select.py
+	$(BIN)/python bench/selection.py
 	$(BIN)/python bench/store.py
 	$(BIN)/python bench/overhead.py
 

@@ -13,6 +13,39 @@ from egt_pipeline.prompts import messages
 QUESTION = "Which digit is this?"
 _THOUGHT = "<think>The first says four,{}. The second says 7,{}.</think><answer>{}</answer>"
 RESPONSES = (_THOUGHT.format(" right", " wrong", 1), _THOUGHT.format(" wrong", " right", 2))
+# Python runs this at the start of every process of a run: it changes our module once it is imported.
+CHANGE = """
+import importlib.abc, importlib.util, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name != "egt_pipeline.openrlhf_entry.training":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            change(module)
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+FORCE_OUTLIERS = """
+def change(module):
+    forward = module.PreClipLoss.forward
+    def changed(self, log_probs, old_log_probs, advantages, **rest):
+        old = old_log_probs.clone()
+        old[0, :] -= 10.0  # a ratio of e^10, beyond the pre-clip's 1e3
+        return forward(self, log_probs, old, advantages, **rest)
+    module.PreClipLoss.forward = changed
+"""
+SHUFFLE = """
+def change(module):
+    from torch.utils.data import DataLoader
+    module.InOrder = lambda data, **given: DataLoader(data, **{**given, "shuffle": True, "drop_last": False})
+"""
 _SELECTION = pa.schema(
     [
         ("row", pa.int64()),

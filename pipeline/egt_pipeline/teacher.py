@@ -64,12 +64,14 @@ class Teacher:
             raise ValueError("the prompt does not end with 'Response 1: .. Response 2: ..' (prompt plain-v1)")
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("L"))
         claims = (_VALUE[found.group(1).lower()], _VALUE[found.group(2).lower()])
+        # At temperature 0 the seed has nothing to decide: equal questions get equal answers.
+        seed = request.get("seed") if request.get("temperature") else None
+        picture_digest = hashlib.sha256(address.encode()).hexdigest()
         content = self.answer(
             picture,
             claims,
             temperature=float(request.get("temperature", 1.0)),
-            # At temperature 0 the seed has nothing to decide: equal questions get equal answers.
-            seed=f"{request.get('seed') if request.get('temperature') else None}|{hashlib.sha256(address.encode()).hexdigest()}|{text}",
+            seed=f"{seed}|{picture_digest}|{text}",
         )
         usage = {"prompt_tokens": len(text.split()) + 1, "completion_tokens": len(content.split())}
         return {

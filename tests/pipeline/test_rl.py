@@ -11,7 +11,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from build_rl import build_rl_inputs, build_speaking_model
+from build_rl import CHANGE, FORCE_OUTLIERS, SHUFFLE, build_rl_inputs, build_speaking_model
 from egt_pipeline.context import Context
 from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError
 from egt_pipeline.contract.graph import StageName
@@ -42,40 +42,6 @@ PLAN = [
     for position, sample_id in enumerate(batch)
 ]
 
-# Python runs this at the start of every process of a run: it changes our module once it is imported.
-_CHANGE = """
-import importlib.abc, importlib.util, sys
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name != "egt_pipeline.openrlhf_entry.training":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        run = spec.loader.exec_module
-        def exec_module(module):
-            run(module)
-            change(module)
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
-"""
-FORCE_OUTLIERS = """
-def change(module):
-    forward = module.PreClipLoss.forward
-    def changed(self, log_probs, old_log_probs, advantages, **rest):
-        old = old_log_probs.clone()
-        old[0, :] -= 10.0  # a ratio of e^10, beyond the pre-clip's 1e3
-        return forward(self, log_probs, old, advantages, **rest)
-    module.PreClipLoss.forward = changed
-"""
-SHUFFLE = """
-def change(module):
-    from torch.utils.data import DataLoader
-    module.InOrder = lambda data, **given: DataLoader(data, **{**given, "shuffle": True, "drop_last": False})
-"""
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -86,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def put(code: str) -> None:
         (tmp_path / "change").mkdir()
-        (tmp_path / "change" / "sitecustomize.py").write_text(code + _CHANGE)
+        (tmp_path / "change" / "sitecustomize.py").write_text(code + CHANGE)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "change"))
 
     return put
