@@ -64,7 +64,7 @@ def figures(arm: str, keep: dict[str, Any], seed: int) -> dict[str, float]:
         sys.exit(f"{path}: exit code {done.returncode}")
     metrics = {stage["name"]: stage["metrics"] for stage in json.loads(done.stdout.splitlines()[-1])["stages"]}
     scores = metrics["evaluate"]
-    bias = {m: scores[f"{m}.group.word"] - scores[f"{m}.group.digit"] for m in ("sft", "final")}
+    bias = {m: scores[f"{m}.accuracy.group.word"] - scores[f"{m}.accuracy.group.digit"] for m in ("sft", "final")}
     return {
         "sft": scores["sft.accuracy"],
         "final": scores["final.accuracy"],

@@ -17,8 +17,8 @@ from egt_pipeline.contract.task import Manifest, Metric, Progress
 _HEADLINE = {
     StageName.PREPARE: "rows",
     StageName.DISTILL: "kept_share",
-    StageName.SFT: "final_loss",
-    StageName.PROBE: "mean_answer_entropy_nats",
+    StageName.SFT: "loss_last",
+    StageName.PROBE: "answer_entropy_nats.mean",
     StageName.CURATE: "kept",
     StageName.RL: "reward_last",
     StageName.EVALUATE: "accuracy",
