@@ -67,15 +67,15 @@ def spec_of(port: int) -> dict[str, Any]:
                 "teacher": {"model": "digits-teacher", "baseUrl": f"http://127.0.0.1:{port}/v1"},
             },
             "sft": {
-                **plain, "maxSteps": 60, "batchSize": 32, "microBatchSize": 32, "learningRate": 0.002,
-                "warmupSteps": 10, "precision": "float32", "zeroStage": 2, "freezeVision": False,
+                **plain, "maxSteps": 120, "batchSize": 64, "microBatchSize": 64, "learningRate": 0.002,
+                "warmupSteps": 20, "checkpointSteps": 40, "precision": "float32", "zeroStage": 2, "freezeVision": False,
             },
             "probe": {**plain, "maxNewTokens": 48, "batchSize": 32, "chunkRows": 32, "precision": "float32",
                       "workers": 2},
             "curate": {"keep": {"share": 0.3}},
             "rl": {
                 **plain, "epochs": 1, "batchSize": 8, "microBatchSize": 8, "learningRate": 0.0001, "maxNewTokens": 40,
-                "maxPromptTokens": 128, "zeroStage": 2, "freezeVision": False,
+                "maxPromptTokens": 128, "checkpointSteps": 2, "zeroStage": 2, "freezeVision": False,
             },
             "evaluate": {**plain, "maxNewTokens": 48, "batchSize": 64, "precision": "float32"},
         },
@@ -90,12 +90,18 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def digits_place(folder: Path) -> Iterator[Place]:
-    """Data, model, manifest and a teacher that answers as long as the context lasts."""
+def digits_place(folder: Path, *, sizes: dict[str, int] | None = None, **stages: dict[str, Any]) -> Iterator[Place]:
+    """Data, model, manifest and a teacher that answers as long as the context lasts.
+
+    ``stages`` replaces the settings of stages, ``sizes`` the numbers of pairs.
+    """
     port = free_port()
     place = Place(folder, folder / "small.yaml")
-    place.manifest.write_text(yaml.safe_dump(spec_of(port)))
-    place.egt("data", "digits", "data", "--sft", "600", "--rl", "120", "--heldout", "80")
+    run = spec_of(port)
+    run["spec"] |= stages
+    place.manifest.write_text(yaml.safe_dump(run))
+    counts = sizes or {"sft": 600, "rl": 120, "heldout": 80}
+    place.egt("data", "digits", "data", *(word for name, n in counts.items() for word in (f"--{name}", str(n))))
     place.egt("model", "tiny", "model")
     with (folder / "teacher.log").open("w") as log:
         teacher = subprocess.Popen([EGT, "data", "teacher", "--port", str(port)], cwd=folder, stdout=log, stderr=log)

@@ -93,7 +93,7 @@ def test_the_report_is_one_file_that_asks_nobody_else(small_run: tuple[Place, di
     place, _ = small_run
     place.egt("report", str(place.manifest), "--truth", "data/truth.parquet", "--out", "report.html")
     page = (place.folder / "report.html").read_text()
-    assert "entropies not informative yet" in page, "60 steps of SFT calibrate nothing, and the page has to say so"
+    assert "entropies not informative yet" in page, "120 steps of SFT calibrate nothing, and the page has to say so"
     for outside in ('src="http', 'href="http', "@import", "<script src"):
         assert outside not in page
 
