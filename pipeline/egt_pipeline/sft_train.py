@@ -126,7 +126,6 @@ def _deepspeed(recipe: SFTRecipe, cuda: bool) -> dict[str, Any]:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _allow_deepspeed_state()
     return {
-        "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
