@@ -19,11 +19,17 @@ MEMORY = Path(__file__).with_name("revisions.json")
 # What says how things are stored and handed over, not what is computed.
 _NO_MEANING = ("egt_pipeline.contract", "egt_pipeline.context", "egt_pipeline.store")
 
+# Programs that a stage starts instead of importing them.
+_STARTED = {
+    "rl": [f"egt_pipeline.openrlhf_entry.{path.stem}" for path in sorted((PACKAGE / "openrlhf_entry").glob("*.py"))],
+    "sft": ["egt_pipeline.sft_train"],
+}
+
 
 def code_hash(stage: str) -> str:
     """A hash of the stage's module and of all it imports of ours, without comments and docstrings."""
     seen: dict[str, str] = {}
-    todo = [f"egt_pipeline.stages.{stage}"]
+    todo = [f"egt_pipeline.stages.{stage}", *_STARTED.get(stage, ())]
     while todo:
         module = todo.pop()
         path = module_path(module)
