@@ -1,10 +1,11 @@
 """Is this a picture we can use? Decided from its bytes, before and after decoding."""
 
 import io
-import warnings
 
 from PIL import Image, UnidentifiedImageError
 
+# Our own limit, which is the user's to set, is checked before decoding; Pillow's would come first and hide it.
+Image.MAX_IMAGE_PIXELS = None
 _SMALLEST_SIDE = 4  # pixels; a 1-pixel tracking image is no picture of anything
 
 
@@ -16,19 +17,15 @@ def picture_problem(data: bytes, *, max_pixels: int) -> str | None:
     if not data:
         return "image is empty (0 bytes)"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    return f"image has {width} x {height} pixels, more than maxImagePixels {max_pixels}"
-                if min(width, height) < _SMALLEST_SIDE:
-                    return f"image has {width} x {height} pixels; {_SMALLEST_SIDE} a side are the least"
-                image.convert("RGB")
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                return f"image has {width} x {height} pixels, more than maxImagePixels {max_pixels}"
+            if min(width, height) < _SMALLEST_SIDE:
+                return f"image has {width} x {height} pixels; {_SMALLEST_SIDE} a side are the least"
+            image.convert("RGB")
     except UnidentifiedImageError:
         return "image is of no known format"
-    except Image.DecompressionBombError:
-        return f"image has more pixels than maxImagePixels {max_pixels}"
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         return f"image is damaged: {error}"
     return None

@@ -202,7 +202,7 @@ def _committed(folder: Path) -> Iterator[Path]:
 
 def _check_directory(folder: Path) -> None:
     for line in (folder / _CHECKSUMS).read_text().splitlines():
-        sha256, name = line.split("  ", 1)
+        sha256, _, name = line.partition("  ")
         path = folder / safe_path(name)
         if not path.is_file():
             raise ArtifactError(f"{path}: is missing")
