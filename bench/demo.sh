@@ -8,5 +8,9 @@ folder=$1 port=$2 egt=.venv/bin/egt
 $egt data teacher --port "$port" >"$folder/teacher.log" 2>&1 &
 teacher=$!
 trap 'kill $teacher 2>/dev/null || true' EXIT
+until grep -q "^http" "$folder/teacher.log"; do
+    kill -0 $teacher 2>/dev/null || { cat "$folder/teacher.log" >&2; echo "the teacher did not start on port $port" >&2; exit 1; }
+    sleep 0.2
+done
 $egt local run crds/examples/digits.yaml
 $egt report crds/examples/digits.yaml --truth "$folder/data/truth.parquet" --out "$folder/report.html"

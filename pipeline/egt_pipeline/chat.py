@@ -20,6 +20,7 @@ from egt_pipeline.contract.base import Endpoint
 from egt_pipeline.contract.errors import TaskError, UnavailableError
 
 _RETRIES = 6  # the client pauses 0.5 s, doubling up to 8 s: half a minute before a row counts as unavailable
+_HOPELESS = 2  # failed requests in a row for each that may be under way, before the rest is not even asked
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Chat:
         self._endpoint = endpoint
         self._loop = loop
         self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self._failures = 0  # in a row
         self._client = openai.AsyncOpenAI(
             base_url=endpoint.base_url,
             api_key=api_key(endpoint),
@@ -47,7 +49,21 @@ class Chat:
         )
 
     def __enter__(self) -> Self:
+        """Raises UnavailableError at once when nothing listens at the address."""
+        try:
+            self._loop.run(self._reach())
+        except UnavailableError:
+            self._loop.run(self._client.close())
+            raise
         return self
+
+    async def _reach(self) -> None:
+        try:
+            await self._client.with_options(max_retries=1).models.list()
+        except openai.APIConnectionError as error:
+            raise UnavailableError(f"{self._endpoint.base_url}: {error} Is the service running?") from None
+        except (openai.APIError, ValueError):
+            return  # it listens; not every service lists its models
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -57,6 +73,8 @@ class Chat:
     async def ask(self, messages: Sequence[dict[str, Any]], *, temperature: float, max_tokens: int, seed: int) -> Reply:
         """One completion. Raises UnavailableError when nobody answers, TaskError when the service refuses for good."""
         async with self._slots:
+            if self._failures >= _HOPELESS * self._endpoint.concurrency:
+                raise UnavailableError(f"{self._endpoint.base_url}: given up after {self._failures} failures in a row")
             try:
                 done = await self._client.chat.completions.create(
                     model=self._endpoint.model,
@@ -70,7 +88,9 @@ class Chat:
             except openai.BadRequestError as error:
                 return Reply(f"refused: {error}", truncated=False, tokens_in=0, tokens_out=0)
             except (openai.APIError, ValueError) as error:  # ValueError: a body that is not JSON
+                self._failures += 1
                 raise UnavailableError(f"{self._endpoint.base_url}: {error}") from None
+        self._failures = 0
         choices = getattr(done, "choices", None) or []
         if not choices:
             return Reply("", truncated=False, tokens_in=0, tokens_out=0)

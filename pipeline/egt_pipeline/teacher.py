@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from egt_pipeline.contract.errors import UnavailableError
 from egt_pipeline.digit_pictures import WORDS, Reader, picture_split
 
 MODEL = "digits-teacher"
@@ -123,5 +124,9 @@ class _Server(ThreadingHTTPServer):
 
 def make_server(port: int) -> ThreadingHTTPServer:
     """A teacher that listens on loopback; the network is trained when this returns."""
-    handler = type("Handler", (_Handler,), {"teacher": Teacher()})
-    return _Server(("127.0.0.1", port), handler)
+    try:
+        server = _Server(("127.0.0.1", port), _Handler)
+    except OSError as error:
+        raise UnavailableError(f"--port: {port} on 127.0.0.1 cannot be listened on: {error.strerror}") from None
+    server.RequestHandlerClass = type("Handler", (_Handler,), {"teacher": Teacher()})
+    return server

@@ -127,7 +127,7 @@ def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_source_is_refused_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="none.jsonl does not exist"):
+    with pytest.raises(TaskError, match=r"none\.jsonl does not exist"):
         prepared(tmp_path, recipe_of(tmp_path, tmp_path / "none.jsonl"))
 
 
