@@ -12,6 +12,7 @@ from egt_pipeline.preferences import PREFERENCES, STATUS_OK
 from egt_pipeline.sources import local_path
 
 _REQUIRED = ("sample_id", "images", "question", "answer_1", "answer_2", "label")
+_TEXTS = ("sample_id", "question", "answer_1", "answer_2", "subset", "group", "response")
 _OPTIONAL = ("strength", "subset", "group", "response")
 _LONGEST_TEXT = 1_000_000  # characters; more is a file that went into the wrong column
 _LONGEST_ID = 512
@@ -49,12 +50,12 @@ class Normaliser:
             if "__error__" in raw:
                 raise BadRowError("unreadable", str(raw["__error__"]))
             values = self._values(number, raw)
-            row |= {name: _text(values[name]) for name in ("sample_id", "question", "answer_1", "answer_2")}
-            row |= {name: _text(values[name]) for name in ("subset", "group", "response")}
+            row |= {name: _text(name, values[name]) for name in _TEXTS}
             self._check_texts(row)
             row["label"] = _label(values["label"])
             row["strength"] = _strength(values["strength"])
             row["images"] = list(self._images(values["images"], new))
+            self._ids.add(row["sample_id"])  # only now: a bad row must not stand in the way of a good one
         except BadRowError as bad:
             row |= {"status": bad.status, "reason": str(bad)}
         return row, new
@@ -79,7 +80,6 @@ class Normaliser:
             )
         if sample_id in self._ids:
             raise BadRowError("duplicate_id", f"sample id {sample_id!r} came before; the first one is used")
-        self._ids.add(sample_id)
         for name in ("question", "answer_1", "answer_2"):
             if not (row[name] or "").strip():
                 raise BadRowError("empty_text", f"{name} is empty")
@@ -91,7 +91,10 @@ class Normaliser:
             raise BadRowError("no_response", "distill is disabled and the row brings no response")
 
     def _images(self, value: Any, new: list[tuple[str, bytes]]) -> Iterator[str]:
-        for reference in value if isinstance(value, list) else [value]:
+        references = value if isinstance(value, list) else [value]
+        if not references:
+            raise BadRowError("bad_image", "the row has no image")
+        for reference in references:
             data = self._bytes(reference)
             image_id = hashlib.sha256(data).hexdigest()
             if image_id not in self._pictures:
@@ -111,11 +114,15 @@ class Normaliser:
             return reference
         if not isinstance(reference, str) or not reference:
             raise BadRowError("bad_image", f"image {reference!r} is neither a path nor bytes")
-        path = (self._folder / local_path(reference)).resolve()
-        if not path.is_relative_to(self._folder):
-            raise BadRowError("bad_image", f"{reference}: leads out of the source's folder {self._folder}")
+        if "\0" in reference:
+            raise BadRowError("bad_image", f"{reference!r}: no path holds a zero byte")
         try:
+            path = (self._folder / local_path(reference)).resolve()
+            if not path.is_relative_to(self._folder):
+                raise BadRowError("bad_image", f"{reference}: leads out of the source's folder")
             return path.read_bytes()
+        except (ValueError, RuntimeError):  # a NUL in the name, a circle of links
+            raise BadRowError("bad_image", f"{reference!r} is no path") from None
         except OSError as error:
             raise BadRowError("missing_image", f"{reference}: {error.strerror}") from None
 
@@ -125,7 +132,8 @@ def _name_of(reference: Any) -> str:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    # JSON may hold half of a surrogate pair, which no file can: it becomes a question mark.
+    return None if value is None else str(value).encode(errors="replace").decode()
 
 
 def _label(value: Any) -> int:
@@ -140,7 +148,7 @@ def _strength(value: Any) -> float | None:
         return None
     try:
         strength = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadRowError("bad_strength", f"strength {value!r} is no number") from None
     if not math.isfinite(strength):
         raise BadRowError("bad_strength", f"strength {value!r} is not finite")

@@ -44,6 +44,7 @@ def one_bad(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     [
         ({"images": ["images/none.png"]}, "missing_image", "images/none.png"),
         ({"images": ["../good/images/0.png"]}, "bad_image", "leads out of the source's folder"),
+        ({"images": ["a\0b.png"]}, "bad_image", "zero byte"),
         ({"images": [None]}, "bad_image", "neither a path nor bytes"),
         ({"sample_id": "s-003"}, "duplicate_id", "'s-003' came before"),
         ({"sample_id": ""}, "bad_id", "empty"),
@@ -59,6 +60,7 @@ def one_bad(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         ({"label": "better"}, "bad_label", "label 'better'"),
         ({"label": ...}, "missing_column", "no label"),
         ({"strength": "much"}, "bad_strength", "strength 'much' is no number"),
+        ({"strength": 10**400}, "bad_strength", "is no number"),
         ({"answer_1": "x" * 1_000_001}, "too_long", "1000001 characters"),
     ],
 )
@@ -101,6 +103,13 @@ def test_tags_in_an_answer_stay_and_the_row_is_used(tmp_path: Path) -> None:
     _, rows = prepared(tmp_path, recipe_of(tmp_path, source, rl={"answerOrder": "given"}))
     assert rows[10]["status"] == "ok"
     assert rows[10]["answer_1"] == "<image> <answer>2</answer>"
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_run(tmp_path: Path) -> None:
+    _, rows = prepared(
+        tmp_path, recipe_of(tmp_path, write_source(tmp_path / "rl", [*ROWS, row(10, question="a\ud800")]))
+    )
+    assert (rows[10]["status"], rows[10]["question"]) == ("ok", "a?")
 
 
 def test_labels_may_be_text(tmp_path: Path) -> None:
