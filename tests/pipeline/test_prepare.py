@@ -44,7 +44,7 @@ def one_bad(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     [
         ({"images": ["images/none.png"]}, "missing_image", "images/none.png"),
         ({"images": ["../good/images/0.png"]}, "bad_image", "leads out of the source's folder"),
-        ({"images": ["a\0b.png"]}, "bad_image", "zero byte"),
+        ({"images": ["a\0b.png"]}, "bad_image", "is no path"),
         ({"images": [None]}, "bad_image", "neither a path nor bytes"),
         ({"sample_id": "s-003"}, "duplicate_id", "'s-003' came before"),
         ({"sample_id": ""}, "bad_id", "empty"),
