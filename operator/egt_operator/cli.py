@@ -17,7 +17,7 @@ from egt_operator.manifest_file import load_run
 from egt_operator.plan import forecast
 from egt_operator.schema import generated_files
 from egt_pipeline.cli import data_app, model_app
-from egt_pipeline.contract.errors import EgtError
+from egt_pipeline.contract.errors import EgtError, StoppedError, TaskError
 from egt_pipeline.contract.task import StoreRef
 
 typer_app = typer.Typer(
@@ -120,6 +120,8 @@ def report(
 
     local = _open(load_run(file), store)
     _, found = local.chain()
+    if not found:
+        raise TaskError(f"{file}: nothing of this run is published yet; start it with `egt local run {file}`")
     opened = open_store(local.store)
     manifests = {task.stage: manifest for task, manifest in found.items()}
     folders = {stage: opened.fetch(manifest, local.state / "cache") for stage, manifest in manifests.items()}
@@ -179,5 +181,12 @@ def app() -> Any:
     try:
         return typer_app()
     except EgtError as error:
-        Console(stderr=True).print(f"[red]error[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise SystemExit(error.exit_code) from None
+        message, code = str(error), error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        message, code = f"{error.filename}: {error.strerror}", TaskError.exit_code
+    except KeyboardInterrupt:
+        message, code = "stopped; the same command goes on from what is published", StoppedError.exit_code
+    Console(stderr=True).print(f"[red]error[/]: {escape(message)}", highlight=False, soft_wrap=True)
+    raise SystemExit(code)

@@ -85,22 +85,31 @@ class Chat:
                 )
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise TaskError(f"{self._endpoint.base_url} refuses model {self._endpoint.model!r}: {error}") from None
-            except openai.BadRequestError as error:
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 return Reply(f"refused: {error}", truncated=False, tokens_in=0, tokens_out=0)
             except (openai.APIError, ValueError) as error:  # ValueError: a body that is not JSON
                 self._failures += 1
                 raise UnavailableError(f"{self._endpoint.base_url}: {error}") from None
         self._failures = 0
-        choices = getattr(done, "choices", None) or []
-        if not choices:
-            return Reply("", truncated=False, tokens_in=0, tokens_out=0)
-        usage = done.usage
-        return Reply(
-            choices[0].message.content or "",
-            truncated=choices[0].finish_reason == "length",
-            tokens_in=usage.prompt_tokens if usage else 0,
-            tokens_out=usage.completion_tokens if usage else 0,
-        )
+        return _reply(done)
+
+
+def _reply(done: Any) -> Reply:
+    """What a completion says; the client does not check its form, so whatever is no text counts as an empty one."""
+    try:
+        choice = done.choices[0]
+        text = choice.message.content
+        truncated = choice.finish_reason == "length"
+    except (AttributeError, TypeError, IndexError):
+        text, truncated = None, False
+    usage = getattr(done, "usage", None)
+    tokens_in, tokens_out = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    return Reply(
+        text if isinstance(text, str) else "",
+        truncated=truncated,
+        tokens_in=tokens_in if isinstance(tokens_in, int) else 0,
+        tokens_out=tokens_out if isinstance(tokens_out, int) else 0,
+    )
 
 
 def api_key(endpoint: Endpoint) -> str:

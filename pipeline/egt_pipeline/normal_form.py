@@ -114,14 +114,12 @@ class Normaliser:
             return reference
         if not isinstance(reference, str) or not reference:
             raise BadRowError("bad_image", f"image {reference!r} is neither a path nor bytes")
-        if "\0" in reference:
-            raise BadRowError("bad_image", f"{reference!r}: no path holds a zero byte")
         try:
             path = (self._folder / local_path(reference)).resolve()
             if not path.is_relative_to(self._folder):
                 raise BadRowError("bad_image", f"{reference}: leads out of the source's folder")
             return path.read_bytes()
-        except (ValueError, RuntimeError):  # a NUL in the name, a circle of links
+        except (ValueError, RuntimeError):  # a zero byte in the name, a circle of links
             raise BadRowError("bad_image", f"{reference!r} is no path") from None
         except OSError as error:
             raise BadRowError("missing_image", f"{reference}: {error.strerror}") from None
@@ -131,7 +129,9 @@ def _name_of(reference: Any) -> str:
     return reference if isinstance(reference, str) else "image"
 
 
-def _text(value: Any) -> str | None:
+def _text(name: str, value: Any) -> str | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+        raise BadRowError("bad_text", f"{name} is a {type(value).__name__}, not a text")
     # JSON may hold half of a surrogate pair, which no file can: it becomes a question mark.
     return None if value is None else str(value).encode(errors="replace").decode()
 

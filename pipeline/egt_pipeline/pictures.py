@@ -6,6 +6,8 @@ from PIL import Image, UnidentifiedImageError
 
 # Our own limit, which is the user's to set, is checked before decoding; Pillow's would come first and hide it.
 Image.MAX_IMAGE_PIXELS = None
+# What is asked for; other formats of Pillow start programs (EPS) or are nobody's pictures.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _SMALLEST_SIDE = 4  # pixels; a 1-pixel tracking image is no picture of anything
 
 
@@ -17,7 +19,7 @@ def picture_problem(data: bytes, *, max_pixels: int) -> str | None:
     if not data:
         return "image is empty (0 bytes)"
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 return f"image has {width} x {height} pixels, more than maxImagePixels {max_pixels}"

@@ -44,6 +44,8 @@ def local_path(place: str) -> Path:
 
 def _existing(place: str) -> Path:
     path = local_path(place)
+    if "://" in str(path):
+        raise TaskError(f"source: {place!r} is neither a path, file:// nor hf://")
     if not path.is_file():
         raise TaskError(f"source: {path} does not exist, or is no file (relative paths start at {Path.cwd()})")
     return path
@@ -57,9 +59,9 @@ def _jsonl_rows(source: DataSource) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                row = {"__error__": f"{path}:{number}: not JSON: {error}"}
-            yield row if isinstance(row, dict) else {"__error__": f"{path}:{number}: not a JSON object"}
+            except (ValueError, RecursionError) as error:
+                row = {"__error__": f"{path.name}:{number}: not JSON: {error}"}
+            yield row if isinstance(row, dict) else {"__error__": f"{path.name}:{number}: not a JSON object"}
 
 
 def _parquet_rows(source: DataSource) -> Iterator[Row]:
@@ -74,13 +76,16 @@ def _parquet_rows(source: DataSource) -> Iterator[Row]:
 
 
 def _hub_rows(source: DataSource) -> Iterator[Row]:
-    from datasets import Image, load_dataset
+    from datasets import Image, List, load_dataset
 
     name = source.source.removeprefix("hf://")
     data = load_dataset(name, revision=source.revision, split=source.split, streaming=True, trust_remote_code=False)
     for column, feature in (data.features or {}).items():
+        # Bytes as they are; they are decoded by us, with limits.
         if isinstance(feature, Image):
-            data = data.cast_column(column, Image(decode=False))  # bytes as they are; decoded by us, with limits
+            data = data.cast_column(column, Image(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            data = data.cast_column(column, List(Image(decode=False)))
     yield from data
 
 

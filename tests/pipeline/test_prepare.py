@@ -46,6 +46,8 @@ def one_bad(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         ({"images": ["../good/images/0.png"]}, "bad_image", "leads out of the source's folder"),
         ({"images": ["a\0b.png"]}, "bad_image", "is no path"),
         ({"images": [None]}, "bad_image", "neither a path nor bytes"),
+        ({"images": []}, "bad_image", "no image"),
+        ({"question": ["a", "b"]}, "bad_text", "question is a list"),
         ({"sample_id": "s-003"}, "duplicate_id", "'s-003' came before"),
         ({"sample_id": ""}, "bad_id", "empty"),
         ({"sample_id": None}, "bad_id", "empty"),
@@ -96,6 +98,12 @@ def test_a_line_that_is_not_json_is_a_bad_row_with_its_place(tmp_path: Path) -> 
     _, rows = prepared(tmp_path, recipe_of(tmp_path, source))
     assert rows[10]["status"] == "unreadable"
     assert "data.jsonl:11" in rows[10]["reason"]
+
+
+def test_a_bad_row_does_not_stand_in_the_way_of_a_good_one_with_its_id(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "rl", [*ROWS, row(10, label=9), row(11, sample_id="s-010")])
+    _, rows = prepared(tmp_path, recipe_of(tmp_path, source))
+    assert [found["status"] for found in rows[10:]] == ["bad_label", "ok"]
 
 
 def test_tags_in_an_answer_stay_and_the_row_is_used(tmp_path: Path) -> None:
@@ -225,6 +233,7 @@ def test_the_fingerprint_moves_with_a_file_and_stays_otherwise(tmp_path: Path) -
     source = write_source(tmp_path / "rl", [*ROWS])
     recipe = recipe_of(tmp_path, source)
     before = fingerprint(recipe)
+    (source.parent / "run.log").write_text("something else that lies there")
     assert fingerprint(recipe) == before
     os.utime(source.parent / "images" / "3.png", ns=(1, 1))
     assert fingerprint(recipe) != before

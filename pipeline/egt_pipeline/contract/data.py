@@ -11,7 +11,7 @@ class ModelSource(Recipe):
     """The vision-language model that becomes the reward model."""
 
     source: str = Field(min_length=1)
-    """Where the model lies: a directory, s3://bucket/prefix, or hf://organisation/name."""
+    """Where the model lies: a directory, or hf://organisation/name."""
     revision: str | None = None
     """Commit of a hub model (40 hex digits). Hub models need it: a branch name is no identity."""
 
@@ -53,7 +53,7 @@ class DataSource(Recipe):
     name: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
     """How reports call this source; names of data.evaluate must differ."""
     source: str = Field(min_length=1)
-    """A .jsonl or .parquet file (path, file:// or s3://), or hf://organisation/dataset."""
+    """A .jsonl or .parquet file (a path or file://), or hf://organisation/dataset."""
     format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
     """What the source is; auto reads it off the name."""
     revision: str | None = None

@@ -1,6 +1,7 @@
 """Did the sources of a run change? Sizes and times only, so that asking costs nothing.
 
-A changed fingerprint makes prepare read the data again; if the content turns out the same, nothing else runs.
+A changed fingerprint makes prepare read the data again; if the content turns out the same, nothing else runs. Only the
+tables, the model, and pictures around the tables count: logs and stores that lie beside them may change.
 """
 
 import os
@@ -10,28 +11,36 @@ from pathlib import Path
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import content_digest
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
 
 def fingerprint(recipe: PrepareRecipe) -> str:
-    """A digest of (path, size, modification time) of all files of the model and around each data source.
+    """A digest of (path, size, modification time) of the model's files, the tables, and the pictures around them.
 
-    Sources that are not local files (s3://, hf://) enter by name and revision, which their recipe holds already.
+    Sources on a hub enter by name and revision, which their recipe holds already.
     """
-    places = [recipe.model.source]
     data = recipe.data
-    places += [source.source for source in (data.sft, data.rl, *data.evaluate)]
-    folders = {_folder(place) for place in places if "://" not in place or place.startswith("file://")}
-    return content_digest([[str(folder), list(_files(folder))] for folder in sorted(folders)])
+    tables = [Path(place) for place in _local(*(source.source for source in (data.sft, data.rl, *data.evaluate)))]
+    marks = [[str(table), *_marks(table.parent, only=_PICTURES), *_mark(table, table.parent)] for table in tables]
+    models = [[place, *_marks(Path(place), only=None)] for place in _local(recipe.model.source)]
+    return content_digest([*models, *marks])
 
 
-def _folder(place: str) -> Path:
-    path = Path(place.removeprefix("file://"))
-    return path if path.is_dir() else path.parent
+def _local(*places: str) -> list[str]:
+    return [place.removeprefix("file://") for place in places if "://" not in place or place.startswith("file://")]
 
 
-def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
+def _marks(folder: Path, only: tuple[str, ...] | None) -> Iterator[tuple[str, int, int]]:
     for root, directories, names in os.walk(folder):
-        directories.sort()
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
         for name in sorted(names):
-            path = Path(root, name)
-            found = path.stat()
-            yield path.relative_to(folder).as_posix(), found.st_size, found.st_mtime_ns
+            if only is None or name.lower().endswith(only):
+                yield from _mark(Path(root, name), folder)
+
+
+def _mark(path: Path, folder: Path) -> Iterator[tuple[str, int, int]]:
+    try:
+        found = path.stat()
+    except OSError:  # a link that leads nowhere, or a source that prepare will report as missing
+        return
+    yield path.relative_to(folder).as_posix(), found.st_size, found.st_mtime_ns

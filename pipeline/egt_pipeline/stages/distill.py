@@ -35,7 +35,9 @@ TRAJECTORIES = pa.schema(
         ("reason", pa.string()),
     ]
 )
-_CHUNK_ROWS = 512  # rows that a stopped run may have to ask again
+_CHUNK_ROWS = 128  # rows that a stopped run may have to ask again
+# How the pictures that prepare lets through begin.
+_KINDS = {b"\xff\xd8": "jpeg", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"II": "tiff", b"MM": "tiff"}
 Row = dict[str, object]
 
 
@@ -45,16 +47,18 @@ def run(recipe: DistillRecipe, inputs: Mapping[str, Path], out: Path, context: C
     rows = read_preferences(folder, labelled=True)
     images = Images(folder)
     chunks = [rows[start : start + _CHUNK_ROWS] for start in range(0, len(rows), _CHUNK_ROWS)]
+    failed: list[Row] = []
     with asyncio.Runner() as loop, Chat(recipe.teacher, loop) as chat:
         for number, chunk in enumerate(chunks):
             name = f"chunks/part-{number:06d}.parquet"
             if not context.work.has(name):
                 teach = partial(_distill_row, recipe, chat, images)
-                done = loop.run(_distill_chunk(teach, chunk, _Told(context, number * _CHUNK_ROWS, len(rows))))
+                told = _Told(context, number * _CHUNK_ROWS, len(rows))
+                done = loop.run(_distill_chunk(teach, chunk, told, at_once=recipe.teacher.concurrency))
                 part = context.scratch / f"part-{number:06d}.parquet"
                 pq.write_table(pa.Table.from_pylist(done, schema=TRAJECTORIES), part)
-                if any(row["status"] == "unavailable" for row in done):
-                    _give_up_above(recipe.max_failed_share, done)
+                failed += [row for row in done if row["status"] == "unavailable"]
+                _give_up_above(recipe.max_failed_share, failed, len(rows))
                 context.work.commit(name, part)
             context.check_stopped()
     table = _assemble(folder, context, len(chunks))
@@ -80,10 +84,13 @@ class _Told:
 
 
 async def _distill_chunk(
-    teach: Callable[[Preference], Awaitable[Row]], rows: Sequence[Preference], told: _Told
+    teach: Callable[[Preference], Awaitable[Row]], rows: Sequence[Preference], told: _Told, *, at_once: int
 ) -> list[Row]:
+    slots = asyncio.Semaphore(at_once)  # no more rows than that have their pictures in memory
+
     async def one(row: Preference) -> Row:
-        result = await teach(row)
+        async with slots:
+            result = await teach(row)
         told.finished(result)
         return result
 
@@ -129,17 +136,16 @@ def _why_not(reply: Reply, response: str, label: int | None) -> str:
 
 
 def _image_part(data: bytes) -> dict[str, object]:
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg" if data.startswith(b"\xff\xd8") else "webp"
+    kind = next((kind for start, kind in _KINDS.items() if data.startswith(start)), "png")
     address = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return {"type": "image_url", "image_url": {"url": address}}
 
 
-def _give_up_above(max_failed_share: float, rows: Sequence[Row]) -> None:
-    """Raises UnavailableError when too many rows got no answer; the chunk is then asked again by the next attempt."""
-    failed = [row for row in rows if row["status"] == "unavailable"]
-    if len(failed) > max_failed_share * len(rows):
+def _give_up_above(max_failed_share: float, failed: Sequence[Row], total: int) -> None:
+    """Raises UnavailableError when too many rows of all got no answer; the open chunk is then asked again later."""
+    if len(failed) > max_failed_share * total:
         raise UnavailableError(
-            f"the teacher did not answer for {len(failed)} of {len(rows)} rows, more than maxFailedShare "
+            f"the teacher did not answer for {len(failed)} of {total} rows, more than maxFailedShare "
             f"{max_failed_share}; the last reason: {failed[-1]['reason']}"
         )
 
