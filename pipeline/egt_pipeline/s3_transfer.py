@@ -1,13 +1,19 @@
-"""Bodies to S3 and back: one pass over each file, hashed on the way, in parts and in parallel when it is large."""
+"""Bodies to S3 and back: in parts and in parallel when a file is large, with its SHA-256 computed meanwhile.
+
+On the way up, a CRC32 of each body tells the server whether it arrived as it was sent; the SHA-256 of the file, which
+its manifest holds, tells every reader whether it is still what was published.
+"""
 
 import base64
 import hashlib
 import os
 import secrets
+import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -15,7 +21,10 @@ from egt_pipeline.contract.errors import ArtifactError
 from egt_pipeline.contract.task import FileEntry
 from egt_pipeline.store import READ_BYTES, hash_file, mismatch
 
-PART_BYTES = 32 * 2**20  # fewer, larger parts cost less CPU than boto3's 8 MiB; 10,000 of them reach 320 GB
+T = TypeVar("T")
+
+# Larger parts than boto3's 8 MiB cost fewer requests, larger than 16 MiB more memory; 10,000 of them reach 160 GB.
+PART_BYTES = 16 * 2**20
 _PARTS_AT_ONCE = 6  # each holds one part in memory
 # What S3 and those that speak it answer when a body does not fit its checksum.
 _ARRIVED_DAMAGED = ("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch")
@@ -30,43 +39,46 @@ class Transfer:
         self._bucket = bucket
         self._parts = ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="s3-parts")
 
-    def upload(self, path: Path, key_of: Callable[[str], str]) -> tuple[str, int, str]:
-        """SHA-256, size and key of the uploaded file; the key is ``key_of`` the SHA-256."""
-        size = path.stat().st_size
-        if size <= PART_BYTES:
+    def upload(self, path: Path, key: str) -> tuple[str, int]:
+        """SHA-256 and size of the file, which lies at ``key`` afterwards."""
+        if path.stat().st_size <= PART_BYTES:
             body = path.read_bytes()
-            digest = hashlib.sha256(body)
-            key = key_of(digest.hexdigest())
-            checksum = _base64(digest.digest())
-            self._again(
-                lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=body, ChecksumSHA256=checksum)
-            )
-            return digest.hexdigest(), len(body), key
-        sha256, size = hash_file(path)
-        key = key_of(sha256)
-        self._upload_parts(path, size, key)
-        return sha256, size, key
+            self._again(lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **checksum(body)))
+            return hashlib.sha256(body).hexdigest(), len(body)
+        return self._upload_parts(path, key)
 
-    def _upload_parts(self, path: Path, size: int, key: str) -> None:
-        begun = self._client.create_multipart_upload(Bucket=self._bucket, Key=key, ChecksumAlgorithm="SHA256")
+    def _upload_parts(self, path: Path, key: str) -> tuple[str, int]:
+        begun = self._client.create_multipart_upload(Bucket=self._bucket, Key=key, ChecksumAlgorithm="CRC32")
         upload = {"Bucket": self._bucket, "Key": key, "UploadId": begun["UploadId"]}
 
         def part(number: int) -> dict[str, Any]:
             with path.open("rb") as stream:
                 stream.seek((number - 1) * PART_BYTES)
                 body = stream.read(PART_BYTES)
-            checksum = _base64(hashlib.sha256(body).digest())
-            done = self._again(
-                lambda: self._client.upload_part(**upload, PartNumber=number, Body=body, ChecksumSHA256=checksum)
-            )
-            return {"PartNumber": number, "ETag": done["ETag"], "ChecksumSHA256": checksum}
+            proof = checksum(body)
+            done = self._again(lambda: self._client.upload_part(**upload, PartNumber=number, Body=body, **proof))
+            return {"PartNumber": number, "ETag": done["ETag"], **proof}
 
         try:
-            parts = list(self._parts.map(part, range(1, -(-size // PART_BYTES) + 1)))
-            self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+            with self._under_way(part, range(1, -(-path.stat().st_size // PART_BYTES) + 1)) as parts:
+                sha256, size = hash_file(path)
+                sent = [each.result() for each in parts]
+            self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": sent})
         except BaseException:
             self._client.abort_multipart_upload(**upload)
             raise
+        return sha256, size
+
+    @contextmanager
+    def _under_way(self, work: Callable[[int], T], items: range) -> Iterator[list[Future[T]]]:
+        """``work`` of each item, begun in order; all of it is over when the context is left, also by an error."""
+        futures = [self._parts.submit(work, item) for item in items]
+        try:
+            yield futures
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
     def _again(self, send: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The answer to ``send``, which is repeated when its body arrived damaged."""
@@ -104,35 +116,38 @@ class Transfer:
 
     def _receive(self, key: str, aside: Path, entry: FileEntry) -> str | None:
         place = f"s3://{self._bucket}/{key}"
+        receive = self._receive_whole if entry.size_bytes <= PART_BYTES else self._receive_parts
         try:
-            if entry.size_bytes <= PART_BYTES:
-                digest = hashlib.sha256()
-                size = 0
-                with aside.open("wb") as stream:
-                    for block in self._blocks(key):
-                        digest.update(block)
-                        size += stream.write(block)
-                return mismatch(place, entry, digest.hexdigest(), size)
-            self._receive_parts(key, aside, entry.size_bytes)
+            with aside.open("w+b") as file:
+                found = receive(key, file, entry.size_bytes)
         except ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404", "InvalidRange"):
                 return f"{place}: is missing or too short"
             raise
-        return mismatch(place, entry, *hash_file(aside))
+        return mismatch(place, entry, *found)
 
-    def _receive_parts(self, key: str, aside: Path, size: int) -> None:
-        with aside.open("wb") as whole:
-            whole.truncate(size)
-            descriptor = whole.fileno()
+    def _receive_whole(self, key: str, file: BinaryIO, _: int) -> tuple[str, int]:
+        digest = hashlib.sha256()
+        for block in self._blocks(key):
+            digest.update(block)
+            file.write(block)
+        return digest.hexdigest(), file.tell()
 
-            def part(start: int) -> None:
-                end = min(start + PART_BYTES, size)
-                place = start
-                for block in self._blocks(key, Range=f"bytes={start}-{end - 1}"):
-                    os.pwrite(descriptor, block, place)
-                    place += len(block)
+    def _receive_parts(self, key: str, file: BinaryIO, size: int) -> tuple[str, int]:
+        descriptor = file.fileno()
 
-            list(self._parts.map(part, range(0, size, PART_BYTES)))
+        def part(start: int) -> None:
+            place, end = start, min(start + PART_BYTES, size)
+            for block in self._blocks(key, Range=f"bytes={start}-{end - 1}"):
+                place += _write_at(descriptor, block, place)
+
+        digest = hashlib.sha256()
+        with self._under_way(part, range(0, size, PART_BYTES)) as parts:
+            for number, each in enumerate(parts):
+                each.result()
+                for start in range(number * PART_BYTES, (number + 1) * PART_BYTES, READ_BYTES):
+                    digest.update(os.pread(descriptor, READ_BYTES, start))
+        return digest.hexdigest(), os.fstat(descriptor).st_size
 
     def _blocks(self, key: str, **options: Any) -> Iterator[bytes]:
         body = self._client.get_object(Bucket=self._bucket, Key=key, **options)["Body"]
@@ -153,13 +168,22 @@ class Transfer:
 
     def refuses_wrong_checksum(self, key: str) -> bool:
         """True if the store refuses a body that does not fit its checksum."""
-        wrong = _base64(hashlib.sha256(b"another body").digest())
+        wrong = checksum(b"another body")
         try:
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=b"a body", ChecksumSHA256=wrong)
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=b"a body", **wrong)
         except ClientError:
             return True
         return False
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def checksum(body: bytes) -> dict[str, str]:
+    """The header by which the server checks that ``body`` arrived as it was sent."""
+    return {"ChecksumCRC32": base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()}
+
+
+def _write_at(descriptor: int, data: bytes, place: int) -> int:
+    """The size of ``data``, all of it written: a call may write less, and says why only when it is asked again."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(descriptor, memoryview(data)[written:], place + written)
+    return written

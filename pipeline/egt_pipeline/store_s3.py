@@ -1,53 +1,25 @@
-"""The store on S3 or anything that speaks it. The only module that knows boto3.
+"""The store on S3 or anything that speaks it.
 
-A file is uploaded under a key that holds its SHA-256, so attempts never overwrite each other's bytes; the one object
-that decides is ``manifest.json``, created with ``If-None-Match: *``. Every body carries a checksum that the server
-checks, and every body that comes back is hashed before it is used. The CRT transfer client is never used: it ignores
-custom endpoints.
+A file is uploaded under a key of its attempt, which no other attempt has, so none overwrites another's bytes; the one
+object that decides is ``manifest.json``, created with ``If-None-Match: *``. Every body carries a checksum that the
+server checks, and every body that comes back is hashed before it is used.
 """
 
-import base64
-import hashlib
 import json
 import secrets
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.exceptions import ConnectionError as BotoConnectionError
-
-from egt_pipeline.contract.errors import ArtifactError, TaskError, UnavailableError
+from egt_pipeline.contract.errors import ArtifactError, TaskError
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import FileEntry, Manifest, StoreRef
+from egt_pipeline.s3_requests import connect, delete_below, get_bytes, keys_below, put_if_absent, translated
 from egt_pipeline.s3_transfer import Transfer
 from egt_pipeline.store import MANIFEST, disk_full_is_named, files_below, mismatch, parse_manifest, safe_path
 
 _DIRECTORY = "directory.json"  # written last into a committed directory: its files and their checksums
-_THREADS = 16  # as many small objects under way at once; more gains nothing on one client
-_CONFLICT_PAUSE_SECONDS = 0.2  # 409: two writers at once, one of which wins; ask again
-_TRIES = 10  # of one request: with botocore's pauses about a minute
-
-
-def connect(ref: StoreRef) -> Any:
-    """A client for the store's endpoint; credentials come from the environment, as everywhere."""
-    config = Config(
-        retries={"mode": "standard", "max_attempts": _TRIES},
-        connect_timeout=10,
-        read_timeout=30,  # of one pause in the stream, not of the whole body
-        max_pool_connections=2 * _THREADS,
-        # We send and check a SHA-256 of our own; a second checksum would cost a second pass over the data.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": "path"} if ref.endpoint else {},
-    )
-    return boto3.client(
-        "s3", endpoint_url=ref.endpoint, region_name=ref.region or "us-east-1", verify=ref.ca_file, config=config
-    )
+_FILES_AT_ONCE = 16  # more gains nothing on one client; each holds at most one part in memory
 
 
 class S3Store:
@@ -58,7 +30,7 @@ class S3Store:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._transfer = Transfer(self._client, bucket)
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="s3")
+        self._pool = ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="s3")
 
     def _artifact(self, stage: StageName, digest: str) -> str:
         return f"{self._prefix}artifacts/{stage}/{digest}/"
@@ -97,10 +69,12 @@ class S3Store:
         return complete if won else self.require(manifest.stage, manifest.digest)
 
     def _upload_all(self, directory: Path, prefix: str) -> tuple[FileEntry, ...]:
+        attempt = secrets.token_hex(8)
+
         def upload(item: tuple[str, Path]) -> FileEntry:
             name, path = item
-            sha256, size, key = self._transfer.upload(path, lambda digest: f"{prefix}{digest[:16]}/{name}")
-            return FileEntry(path=name, key=key.removeprefix(prefix), size_bytes=size, sha256=sha256)
+            sha256, size = self._transfer.upload(path, f"{prefix}{attempt}/{name}")
+            return FileEntry(path=name, key=f"{attempt}/{name}", size_bytes=size, sha256=sha256)
 
         with translated(f"s3://{self._bucket}/{prefix}"):
             return tuple(self._pool.map(upload, files_below(directory)))
@@ -182,9 +156,10 @@ class S3Work:
 
     def _upload_one(self, path: Path | None, prefix: str) -> tuple[FileEntry, ...]:
         assert path is not None
+        key = secrets.token_hex(8)
         with translated(prefix):
-            sha256, size, key = self._store._transfer.upload(path, lambda digest: f"{prefix}{digest[:16]}")
-        return (FileEntry(path=".", key=key.removeprefix(prefix), size_bytes=size, sha256=sha256),)
+            sha256, size = self._store._transfer.upload(path, prefix + key)
+        return (FileEntry(path=".", key=key, size_bytes=size, sha256=sha256),)
 
     def fetch(self, name: str, target: Path) -> bool:
         """See ``context.Work``."""
@@ -212,72 +187,3 @@ class S3Work:
         with translated(key):
             self._client.delete_object(Bucket=self._bucket, Key=f"{key}/{_DIRECTORY}")
         delete_below(self._client, self._bucket, key + "/")
-
-
-class translated:  # noqa: N801 - reads as a phrase: with translated(place)
-    """Turns what boto3 raises into errors with a meaning for a retry, naming the place."""
-
-    def __init__(self, place: str) -> None:
-        self._place = place
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ClientError):
-            code = error.response["Error"]["Code"]
-            if code in ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
-                raise TaskError(f"{self._place}: {code}; check store.uri and the credentials") from error
-            raise UnavailableError(f"{self._place}: {error}") from error
-        if isinstance(error, BotoCoreError | BotoConnectionError):
-            raise UnavailableError(f"{self._place}: {error}") from error
-
-
-def get_bytes(client: Any, bucket: str, key: str) -> bytes | None:
-    """A small object whole; None if there is none."""
-    with translated(f"s3://{bucket}/{key}"):
-        for last in (False, False, True):
-            try:
-                body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
-            except client.exceptions.NoSuchKey:
-                return None
-            except BotoCoreError:  # the stream broke off
-                if last:
-                    raise
-            else:
-                return body
-    raise AssertionError("unreachable")
-
-
-def put_if_absent(client: Any, bucket: str, key: str, body: bytes) -> bool:
-    """True if this call created the object, False if it was there."""
-    checksum = base64.b64encode(hashlib.sha256(body).digest()).decode()
-    with translated(f"s3://{bucket}/{key}"):
-        for _ in range(_TRIES):
-            try:
-                client.put_object(Bucket=bucket, Key=key, Body=body, IfNoneMatch="*", ChecksumSHA256=checksum)
-            except ClientError as error:
-                code = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if code == 412:
-                    # Our own first try may have arrived although its answer was lost.
-                    return get_bytes(client, bucket, key) == body
-                if code != 409:
-                    raise
-                time.sleep(_CONFLICT_PAUSE_SECONDS)
-            else:
-                return True
-    raise UnavailableError(f"s3://{bucket}/{key}: conflicting writers, {_TRIES} times in a row")
-
-
-def keys_below(client: Any, bucket: str, prefix: str) -> Iterator[str]:
-    """Every key that starts with ``prefix``."""
-    with translated(f"s3://{bucket}/{prefix}"):
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            yield from (entry["Key"] for entry in page.get("Contents", ()))
-
-
-def delete_below(client: Any, bucket: str, prefix: str) -> None:
-    """Remove every object that starts with ``prefix``."""
-    for key in list(keys_below(client, bucket, prefix)):
-        with translated(f"s3://{bucket}/{key}"):
-            client.delete_object(Bucket=bucket, Key=key)
