@@ -94,14 +94,20 @@ def verify(file: ManifestFile, store: StoreOption = None, output: OutputOption =
     wants_json = _is_json(output)
     local = _open(load_run(file), store)
     links, _ = local.chain()
-    table = Table("stage", "digest", "files", "MiB", "verdict")
-    results = []
-    for result in verify_chain(links, open_store(local.store)):
-        results.append(vars(result))
-        verdict = "\n".join(f"[red]{problem}[/]" for problem in result.problems) or "[green]fits[/]"
-        table.add_row(result.stage, result.digest or "", str(result.files), f"{result.size_bytes / 2**20:.1f}", verdict)
-    print(json.dumps(results)) if wants_json else Console().print(table)
-    if any(result["problems"] for result in results):
+    results = list(verify_chain(links, open_store(local.store)))
+    if wants_json:
+        print(json.dumps([vars(result) for result in results]))
+    else:
+        table = Table("stage", "digest", "files", "MiB", "verdict")
+        for result in results:
+            verdict = "[red]does not fit[/]" if result.problems else "[green]fits[/]"
+            size = f"{result.size_bytes / 2**20:.1f}"
+            table.add_row(result.stage, result.digest or "", str(result.files), size, verdict)
+        Console().print(table)
+        for result in results:
+            for problem in result.problems:  # outside of the table: a path that is wrapped cannot be copied
+                print(f"{result.stage}: {problem}")
+    if any(result.problems for result in results):
         raise typer.Exit(_PROBLEMS_EXIT)
 
 
