@@ -63,10 +63,10 @@ class Store(Protocol):
 def open_store(ref: StoreRef) -> Store:
     """The store at ``ref.uri``. Raises TaskError when the URI is neither file:///folder nor s3://bucket/prefix."""
     parts = urlsplit(ref.uri)
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+    if ref.uri.startswith("file:///"):
         from egt_pipeline.store_file import FileStore
 
-        return FileStore(Path(parts.path))
+        return FileStore(Path(ref.uri.removeprefix("file://")))  # the path as it is: # and ? are characters of it
     if parts.scheme == "s3" and parts.netloc:
         from egt_pipeline.store_s3 import S3Store
 
@@ -111,12 +111,17 @@ def mismatch(name: str, entry: FileEntry, sha256: str, size_bytes: int) -> str |
     return None
 
 
-def parse_manifest(text: bytes, where: str) -> Manifest:
-    """The manifest in ``text``. Raises ArtifactError naming ``where`` when it is damaged or leads out of its place."""
+def parse_manifest(text: bytes, where: str, stage: StageName, digest: str) -> Manifest:
+    """The manifest in ``text``.
+
+    Raises ArtifactError naming ``where`` when it is damaged, of another artifact, or leads out of its place.
+    """
     try:
         manifest = Manifest.model_validate_json(text)
     except ValueError as error:
         raise ArtifactError(f"{where}: not a manifest: {str(error).splitlines()[0]}") from None
+    if (manifest.stage, manifest.digest) != (stage, digest):
+        raise ArtifactError(f"{where}: is the manifest of {manifest.stage}/{manifest.digest}")
     for entry in manifest.files:
         safe_path(entry.path)
         safe_path(entry.key)

@@ -20,7 +20,9 @@ from egt_pipeline.store import (
     safe_path,
 )
 
-_CHECKSUMS = "checksums.json"  # within a committed directory; the directory appears by rename, so it is complete
+# Committed work is a directory, also for a single file. It appears by rename, so it is complete.
+_CHECKSUMS = "checksums.txt"
+_SINGLE = "content"  # a single file's name in it
 
 
 class FileStore:
@@ -39,7 +41,7 @@ class FileStore:
         """See ``store.Store``."""
         path = self._artifact(stage, digest) / MANIFEST
         try:
-            return parse_manifest(path.read_bytes(), str(path))
+            return parse_manifest(path.read_bytes(), str(path), stage, digest)
         except FileNotFoundError:
             return None
 
@@ -135,19 +137,13 @@ class FileWork:
         if target.exists():
             return False
         aside = self._root / ".aside" / secrets.token_hex(8)
-        with disk_full_is_named(target):
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _copy_with_checksums(source, aside)
-            if source.is_dir():
+        try:
+            with disk_full_is_named(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _copy_with_checksums(source, aside)
                 return _rename_once(aside, target)
-            try:
-                os.link(aside, target)
-            except FileExistsError:
-                return False
-            finally:
-                aside.unlink()
-        return True
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
     def fetch(self, name: str, target: Path) -> bool:
         """See ``context.Work``."""
@@ -156,11 +152,10 @@ class FileWork:
             return False
         with disk_full_is_named(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_file():
-                shutil.copyfile(source, target)
-                return True
-            _check_directory(source)
-            shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_CHECKSUMS))
+            if _check(source) == [_SINGLE]:
+                shutil.copyfile(source / _SINGLE, target)
+            else:
+                shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_CHECKSUMS))
         return True
 
     def names(self, prefix: str) -> list[str]:
@@ -171,18 +166,19 @@ class FileWork:
     def discard(self, name: str) -> None:
         """See ``context.Work``."""
         path = self._root / safe_path(name)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        if path.exists():
+            aside = self._root / ".aside" / secrets.token_hex(8)
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(aside)  # at once, so half of it is never taken for the whole
+            shutil.rmtree(aside)
 
 
 def _copy_with_checksums(source: Path, target: Path) -> None:
     if source.is_file():
-        shutil.copyfile(source, target)
-        _sync(target)
-        return
-    shutil.copytree(source, target)
+        target.mkdir(parents=True)
+        shutil.copyfile(source, target / _SINGLE)
+    else:
+        shutil.copytree(source, target)
     lines = []
     for name, path in files_below(target):
         _sync(path)
@@ -192,15 +188,17 @@ def _copy_with_checksums(source: Path, target: Path) -> None:
 
 
 def _committed(folder: Path) -> Iterator[Path]:
-    """Files, and directories that were committed as a whole, at any depth."""
+    """What was committed, at any depth."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_file() or (path / _CHECKSUMS).exists():
+        if (path / _CHECKSUMS).exists():
             yield path
-        else:
+        elif path.is_dir():
             yield from _committed(path)
 
 
-def _check_directory(folder: Path) -> None:
+def _check(folder: Path) -> list[str]:
+    """The names of the files in committed work. Raises ArtifactError naming the one that is missing or changed."""
+    names = []
     for line in (folder / _CHECKSUMS).read_text().splitlines():
         sha256, _, name = line.partition("  ")
         path = folder / safe_path(name)
@@ -208,6 +206,8 @@ def _check_directory(folder: Path) -> None:
             raise ArtifactError(f"{path}: is missing")
         if hash_file(path)[0] != sha256:
             raise ArtifactError(f"{path}: changed since it was committed")
+        names.append(name)
+    return names
 
 
 def _rename_once(source: Path, target: Path) -> bool:

@@ -42,7 +42,7 @@ class S3Store:
         """See ``store.Store``."""
         key = self._artifact(stage, digest) + MANIFEST
         body = get_bytes(self._client, self._bucket, key)
-        return None if body is None else parse_manifest(body, f"s3://{self._bucket}/{key}")
+        return None if body is None else parse_manifest(body, f"s3://{self._bucket}/{key}", stage, digest)
 
     def require(self, stage: StageName, digest: str) -> Manifest:
         """See ``store.Store``."""

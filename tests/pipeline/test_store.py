@@ -195,6 +195,34 @@ def test_one_flipped_bit_of_a_checkpoint_is_found(
         work.fetch("checkpoints/step-1", tmp_path / "back")
 
 
+def test_one_flipped_bit_of_a_chunk_is_found(
+    store: Store, tmp_path: Path, prefix: str, request: pytest.FixtureRequest
+) -> None:
+    work = store.work(STAGE, DIGEST)
+    (tmp_path / "chunk").write_bytes(b"rows" * 100)
+    work.commit("chunks/part-1", tmp_path / "chunk")
+    root = tmp_path / "store"
+    if "s3" in request.node.name:
+        root = request.getfixturevalue("server").folder / BUCKET / prefix
+    (path,) = (path for path in (root / "attempts").rglob("*") if path.is_file() and path.stat().st_size == 400)
+    path.write_bytes(b"R" + path.read_bytes()[1:])
+    with pytest.raises(ArtifactError):
+        work.fetch("chunks/part-1", tmp_path / "back")
+
+
+def test_the_manifest_of_another_artifact_is_not_taken_for_this_one(
+    store: Store, tmp_path: Path, prefix: str, request: pytest.FixtureRequest
+) -> None:
+    published = publish(store, tmp_path, {"a": b"a"})
+    root = tmp_path / "store"
+    if "s3" in request.node.name:
+        root = request.getfixturevalue("server").folder / BUCKET / prefix
+    path = root / "artifacts" / STAGE / DIGEST / "manifest.json"
+    path.write_text(published.model_copy(update={"digest": "f" * 16}).model_dump_json())
+    with pytest.raises(ArtifactError, match="is the manifest of probe/ffff"):
+        store.manifest(STAGE, DIGEST)
+
+
 def test_what_is_left_of_attempts_goes_away_with_them(store: Store, tmp_path: Path) -> None:
     (tmp_path / "chunk").write_bytes(b"rows")
     store.work(STAGE, DIGEST).commit("chunks/part-1", tmp_path / "chunk")
@@ -233,6 +261,7 @@ except DiskFullError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.split() == [str(DiskFullError.exit_code), "False"], done.stderr
+    assert not list((tmp_path / "store").rglob("content")), "half a copy would keep the disk full"
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
