@@ -11,7 +11,7 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from egt_pipeline.contract.errors import TaskError, UnavailableError
@@ -54,6 +54,8 @@ class translated:  # noqa: N801 - reads as a phrase: with translated(place)
             if code in ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
                 raise TaskError(f"{self._place}: {code}; check store.uri and the credentials") from error
             raise UnavailableError(f"{self._place}: {error}") from error
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            raise TaskError(f"{self._place}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         if isinstance(error, BotoCoreError | BotoConnectionError):
             raise UnavailableError(f"{self._place}: {error}") from error
 

@@ -93,7 +93,8 @@ class Transfer:
     def download(self, key: str, target: Path, entry: FileEntry) -> None:
         """Bring an object to ``target``, verified; nothing happens if it is there already.
 
-        Raises ArtifactError when it is missing, or arrives damaged again and again.
+        Raises ArtifactError when it is missing or arrives damaged again and again, BotoCoreError when the connection
+        breaks off each time.
         """
         place = f"s3://{self._bucket}/{key}"
         if target.is_file() and mismatch(place, entry, *hash_file(target)) is None:
@@ -102,11 +103,13 @@ class Transfer:
         aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         problem: str | None = None
         try:
-            for _ in range(_TRIES):
+            for attempt in range(1, _TRIES + 1):
                 try:
                     problem = self._receive(key, aside, entry)
-                except BotoCoreError as error:  # the stream broke off; the next try starts anew
-                    problem = f"{place}: {error}"
+                except BotoCoreError:  # the stream broke off; the next try starts anew
+                    if attempt == _TRIES:
+                        raise
+                    continue
                 if problem is None:
                     aside.replace(target)
                     return

@@ -65,8 +65,11 @@ class S3Store:
         entries = self._upload_all(directory, prefix)
         complete = manifest.model_copy(update={"files": entries})
         body = (complete.model_dump_json(indent=1) + "\n").encode()
-        won = put_if_absent(self._client, self._bucket, prefix + MANIFEST, body)
-        return complete if won else self.require(manifest.stage, manifest.digest)
+        if put_if_absent(self._client, self._bucket, prefix + MANIFEST, body):
+            return complete
+        for entry in entries:  # nobody will ever read them
+            delete_below(self._client, self._bucket, prefix + entry.key)
+        return self.require(manifest.stage, manifest.digest)
 
     def _upload_all(self, directory: Path, prefix: str) -> tuple[FileEntry, ...]:
         attempt = secrets.token_hex(8)

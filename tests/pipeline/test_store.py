@@ -17,7 +17,7 @@ from egt_pipeline.contract.errors import ArtifactError, DiskFullError, TaskError
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Manifest, Producer, StoreRef
 from egt_pipeline.store import Store, open_store, safe_path
-from fault_proxy import Faults, fault_proxy
+from fault_proxy import Fault, Faults, fault_proxy
 from s3_server import BUCKET, S3Server, s3_server
 
 DIGEST = "0123456789abcdef"
@@ -281,13 +281,15 @@ def test_a_fault_that_passes_costs_a_retry_and_no_data(flaky: tuple[Store, Fault
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("fault", ["corrupt-download", "truncate-download"])
+@pytest.mark.parametrize(
+    ("fault", "error"), [("corrupt-download", ArtifactError), ("truncate-download", UnavailableError)]
+)
 def test_a_fault_that_stays_is_an_error_and_never_wrong_data(
-    flaky: tuple[Store, Faults], tmp_path: Path, fault: str
+    flaky: tuple[Store, Faults], tmp_path: Path, fault: Fault, error: type[Exception]
 ) -> None:
     store, faults = flaky
     published = publish(store, tmp_path, {"table": os.urandom(50_000)})
-    faults.add(fault, 1000)  # type: ignore[arg-type]
-    with pytest.raises((ArtifactError, UnavailableError), match="table"):
+    faults.add(fault, 1000)
+    with pytest.raises(error, match=r"artifacts/probe/0123456789abcdef"):
         store.fetch(published, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*table*"))
