@@ -22,7 +22,6 @@ from s3_server import BUCKET, S3Server, s3_server
 
 DIGEST = "0123456789abcdef"
 STAGE = StageName.PROBE
-LARGE = 70 * 2**20  # three parts
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +277,17 @@ def test_a_fault_that_passes_costs_a_retry_and_no_data(flaky: tuple[Store, Fault
         published = publish(store, tmp_path, {"table": data})
     assert (store.fetch(published, tmp_path / "cache") / "table").read_bytes() == data
     assert faults.log.count(fault) >= 1  # type: ignore[arg-type]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", ["corrupt-upload", "corrupt-download", "truncate-download", "busy", "reset"])
+def test_a_fault_in_one_part_costs_a_retry_and_no_data(flaky: tuple[Store, Faults], tmp_path: Path, fault: str) -> None:
+    store, faults = flaky
+    data = os.urandom(2**20) * 33 + b"tail"
+    faults.add(fault, 1)  # type: ignore[arg-type]
+    published = publish(store, tmp_path, {"weights": data})
+    assert (store.fetch(published, tmp_path / "cache") / "weights").read_bytes() == data
+    assert faults.log == [fault]
 
 
 @pytest.mark.s3
