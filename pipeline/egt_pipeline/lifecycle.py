@@ -45,11 +45,27 @@ def run_task(
     if found is not None:
         return found
     started = datetime.now(UTC)
+    out = store.workspace(task.stage, task.digest, task.attempt, Path(task.scratch))
+    context = _context(task, store, worker, progress, stopping)
+    stage = import_module(f"egt_pipeline.stages.{task.stage}")
+    result: StageResult = stage.run(recipe, fetch_inputs(task, store), out, context)
+    if result.published_elsewhere:
+        return store.manifest(task.stage, task.digest)
+    published = store.publish(out, _manifest(task, store, result, started))
+    store.discard_work(task.stage, task.digest)
+    return published
+
+
+def _context(
+    task: TaskFile,
+    store: Store,
+    worker: int,
+    progress: Callable[[Progress], None],
+    stopping: Callable[[], bool],
+) -> Context:
     scratch = Path(task.scratch) / f"worker-{worker}"
     scratch.mkdir(parents=True, exist_ok=True)
-    inputs = fetch_inputs(task, store)
-    out = store.workspace(task.stage, task.digest, task.attempt, Path(task.scratch))
-    context = Context(
+    return Context(
         scratch=scratch,
         work=store.work(task.stage, task.digest),
         refs=task.inputs,
@@ -59,12 +75,12 @@ def run_task(
         progress=progress,
         stopping=stopping,
     )
-    stage = import_module(f"egt_pipeline.stages.{task.stage}")
-    result: StageResult = stage.run(recipe, inputs, out, context)
-    if result.published_elsewhere:
-        return store.manifest(task.stage, task.digest)
+
+
+def _manifest(task: TaskFile, store: Store, result: StageResult, started: datetime) -> Manifest:
+    """The manifest as it is before its files are known."""
     extra = _prepared(task, store, result) if task.stage is StageName.PREPARE else {}
-    manifest = Manifest(
+    return Manifest(
         stage=task.stage,
         digest=task.digest,
         revision=task.revision,
@@ -83,9 +99,6 @@ def run_task(
             versions=versions(),
         ),
     )
-    published = store.publish(out, manifest)
-    store.discard_work(task.stage, task.digest)
-    return published
 
 
 def parse_recipe(task: TaskFile) -> Recipe:
