@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from egt_pipeline.contract.base import PromptId
-from egt_pipeline.contract.errors import ArtifactError, TaskError
+from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.engines.encoding import encode
 from egt_pipeline.engines.interface import Generation, Refused, Request
 from egt_pipeline.engines.token_text import TokenText
 from egt_pipeline.entropy import entropy_nats, token_probabilities
 from egt_pipeline.prompts import FORBIDDEN_TOKENS
+from egt_pipeline.reward_model import load_model, load_processor
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,8 @@ class TransformersEngine:
     """A vision-language model with three-axis rotary positions (Qwen2.5-VL) behind the Engine interface."""
 
     def __init__(self, model_dir: Path, *, precision: str, prompt: PromptId, batch_size: int) -> None:
-        from transformers import AutoProcessor
-
-        self._model = _load_model(model_dir, precision)
-        self._processor = AutoProcessor.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+        self._model = load_model(model_dir, precision).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self._processor = load_processor(model_dir)
         self._prompt, self._batch_size = prompt, batch_size
         self.versions = {name: version(name) for name in ("torch", "transformers")}
         # The head in float32 whatever the model runs in: bfloat16 logits have steps of 0.1, which makes entropies tie.
@@ -146,20 +145,3 @@ class TransformersEngine:
 def _draws(seed: int, places: Sequence[int], steps: int) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1), one stream a request, so that a sample does not depend on its neighbours."""
     return np.stack([np.random.default_rng([seed, place]).random(steps) for place in places])
-
-
-def _load_model(model_dir: Path, precision: str) -> Any:
-    from transformers import AutoModelForImageTextToText
-
-    if not any(model_dir.glob("*.safetensors")):
-        raise ArtifactError(f"{model_dir}: holds no *.safetensors; weights in any other format are not read")
-    model = AutoModelForImageTextToText.from_pretrained(
-        model_dir,
-        dtype=getattr(torch, precision),
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
-    if not hasattr(model.model, "get_rope_index"):
-        raise TaskError(f"model: {type(model).__name__} is not supported; Qwen2_5_VLForConditionalGeneration is")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
