@@ -51,6 +51,10 @@ def teacher(
 @model_app.command("tiny")
 def tiny(out: Folder, seed: Seed = 0) -> None:
     """A Qwen2.5-VL of 0.7 million random weights with its own tokenizer, chat template and image processor."""
+    import warnings
+
+    # torch looks for a GPU with a package that it finds outdated; nobody who makes a small model can mend that.
+    warnings.filterwarnings("ignore", "The pynvml package", FutureWarning)
     from egt_pipeline.tiny_model import build_tiny_model
 
     weights = build_tiny_model(out, seed=seed)

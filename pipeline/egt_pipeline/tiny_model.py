@@ -36,7 +36,9 @@ def build_tiny_model(out: Path, *, hidden: int = 128, vision_hidden: int = 64, l
     """Write model and processor to ``out``; the number of weights. Equal arguments give equal bytes."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # there is one shard
     tokenizer = _tokenizer()
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(_config(tokenizer, hidden, vision_hidden, layers))
