@@ -101,11 +101,13 @@ def verify(file: ManifestFile, store: StoreOption = None, output: OutputOption =
         table = Table("stage", "digest", "files", "MiB", "verdict")
         for result in results:
             verdict = "[red]does not fit[/]" if result.problems else "[green]fits[/]"
+            verdict = verdict if result.published else "[yellow]not published[/]"
             size = f"{result.size_bytes / 2**20:.1f}"
             table.add_row(result.stage, result.digest or "", str(result.files), size, verdict)
         Console().print(table)
         for result in results:
-            for problem in result.problems:  # outside of the table: a path that is wrapped cannot be copied
+            # Outside of the table: a path that is wrapped cannot be copied.
+            for problem in result.problems if result.published else ():
                 print(f"{result.stage}: {problem}")
     if any(result.problems for result in results):
         raise typer.Exit(_PROBLEMS_EXIT)

@@ -78,6 +78,8 @@ class LocalView:
         row.phase = phase
         if manifest is not None:
             row.figure = _figure(_HEADLINE[stage], manifest.metrics.get(_HEADLINE[stage]))
+            bad = manifest.metrics.get("bad_rows")
+            row.figure += f", {bad} of them bad (status and reason: preferences.parquet)" if bad else ""
         words = "reused" if phase is Phase.SUCCEEDED and not row.attempt else phase.lower()
         self._say(stage, f"{words}, {row.seconds:.0f} s, {row.figure}".replace(", 0 s", "").removesuffix(", "))
 

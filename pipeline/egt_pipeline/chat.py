@@ -33,6 +33,10 @@ class Reply:
     tokens_out: int
 
 
+class ServiceDownError(UnavailableError):
+    """So many requests failed in a row that the service is taken to be down."""
+
+
 class Chat:
     """Asks an endpoint, at most ``endpoint.concurrency`` requests at once; use as a context manager."""
 
@@ -74,7 +78,7 @@ class Chat:
         """One completion. Raises UnavailableError when nobody answers, TaskError when the service refuses for good."""
         async with self._slots:
             if self._failures >= _HOPELESS * self._endpoint.concurrency:
-                raise UnavailableError(f"{self._endpoint.base_url}: given up after {self._failures} failures in a row")
+                raise ServiceDownError(f"{self._endpoint.base_url}: given up after {self._failures} failures in a row")
             try:
                 done = await self._client.chat.completions.create(
                     model=self._endpoint.model,

@@ -62,7 +62,7 @@ def committed(chunks: Sequence[Chunk], context: Context) -> list[pa.Table] | Non
     tables = []
     path = context.scratch / "committed.parquet"
     for chunk in chunks:
-        if not context.work.fetch(chunk.name, path):
+        if not context.fetch_committed(chunk.name, path):
             return None
         tables.append(pq.read_table(path, memory_map=False))
         path.unlink()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from egt_pipeline.contract.errors import StoppedError
+from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError
 from egt_pipeline.contract.task import InputRef, Metric, Progress
 
 
@@ -43,6 +43,14 @@ class Context:
     processes: int = 1  # how many processes a training stage spreads over on this machine
     progress: Callable[[Progress], None] = field(default=lambda _: None)
     stopping: Callable[[], bool] = field(default=lambda: False)
+
+    def fetch_committed(self, name: str, target: Path) -> bool:
+        """As ``work.fetch``; raises EgtError for what is damaged and removes it, so the next attempt makes it again."""
+        try:
+            return self.work.fetch(name, target)
+        except ArtifactError as error:
+            self.work.discard(name)
+            raise EgtError(f"{error}; it is removed, and the next attempt makes it again") from error
 
     def check_stopped(self) -> None:
         """Raise StoppedError once SIGTERM arrived; call it where everything done so far is committed."""

@@ -86,7 +86,7 @@ class EndpointJudge:
         try:
             async with self._slots:
                 said = await self._ask(question)
-        except OpenAIError:
+        except (OpenAIError, AttributeError, TypeError, ValueError, IndexError):  # also a body that is no completion
             return Judgement(0, failed=True)
         if said not in ("0", "1"):
             return Judgement(0, failed=True)

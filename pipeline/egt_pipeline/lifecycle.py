@@ -48,7 +48,14 @@ def run_task(
     out = store.workspace(task.stage, task.digest, task.attempt, Path(task.scratch))
     context = _context(task, store, worker, progress, stopping)
     stage = import_module(f"egt_pipeline.stages.{task.stage}")
-    result: StageResult = stage.run(recipe, fetch_inputs(task, store), out, context)
+    try:
+        result: StageResult = stage.run(recipe, fetch_inputs(task, store), out, context)
+    except Exception:
+        # Another attempt may have published meanwhile and removed the work that this one was reading.
+        found = store.manifest(task.stage, task.digest)
+        if found is None:
+            raise
+        return found
     if result.published_elsewhere:
         return store.manifest(task.stage, task.digest)
     published = store.publish(out, _manifest(task, store, result, started))

@@ -8,6 +8,7 @@ from PIL import Image, UnidentifiedImageError
 Image.MAX_IMAGE_PIXELS = None
 # What is asked for; other formats of Pillow start programs (EPS) or are nobody's pictures.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_LONGEST_RATIO = 199  # Qwen's image processor refuses 200 and more
 _SMALLEST_SIDE = 4  # pixels; a 1-pixel tracking image is no picture of anything
 
 
@@ -25,6 +26,8 @@ def picture_problem(data: bytes, *, max_pixels: int) -> str | None:
                 return f"image has {width} x {height} pixels, more than maxImagePixels {max_pixels}"
             if min(width, height) < _SMALLEST_SIDE:
                 return f"image has {width} x {height} pixels; {_SMALLEST_SIDE} a side are the least"
+            if max(width, height) > _LONGEST_RATIO * min(width, height):
+                return f"image has {width} x {height} pixels; one side may be {_LONGEST_RATIO} times the other at most"
             image.convert("RGB")
     except UnidentifiedImageError:
         return "image is of no known format"

@@ -77,8 +77,9 @@ def parse_verdict(response: str, *, truncated: bool = False) -> Verdict:
     found = list(_ANSWER.finditer(response))
     if not found:
         return Verdict("no_answer", "no <answer>...</answer>")
-    if len(found) > 1 or response.count("<answer>") > 1:
-        return Verdict("many_answers", f"{response.count('<answer>')} <answer> tags")
+    tags = max(response.count("<answer>"), response.count("</answer>"))
+    if tags > 1:
+        return Verdict("many_answers", f"{tags} <answer> tags")
     inside = found[0].group(1)
     if inside.strip() not in ("1", "2"):
         return Verdict("bad_answer", f"<answer> holds {inside.strip()[:40]!r}, not 1 or 2")
@@ -88,7 +89,7 @@ def parse_verdict(response: str, *, truncated: bool = False) -> Verdict:
 
 def is_well_formed(response: str) -> bool:
     """True for <think>..</think><answer>..</answer>, each tag once and nothing between or around them (R_format)."""
-    once = response.count("<think>") == 1 and response.count("<answer>") == 1
+    once = all(response.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
     return once and _FORMAT.fullmatch(response.strip()) is not None
 
 

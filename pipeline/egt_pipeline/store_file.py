@@ -4,6 +4,7 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from egt_pipeline.store import (
 
 # Committed work is a directory, also for a single file. It appears by rename, so it is complete.
 _CHECKSUMS = "checksums.txt"
+_STALE_SECONDS = 7 * 86_400.0  # no attempt lasts that long: its folder is left over from a kill
 _SINGLE = "content"  # a single file's name in it
 
 
@@ -103,8 +105,12 @@ class FileStore:
         return FileWork(self._attempts(stage, digest) / "work")
 
     def discard_work(self, stage: StageName, digest: str) -> None:
-        """See ``store.Store``."""
-        shutil.rmtree(self._attempts(stage, digest), ignore_errors=True)
+        """See ``store.Store``. What another attempt writes into is left to it."""
+        attempts = self._attempts(stage, digest)
+        shutil.rmtree(attempts / "work", ignore_errors=True)
+        for folder in attempts.iterdir() if attempts.is_dir() else ():
+            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def abilities(self) -> dict[str, bool | str]:
         """See ``store.Store``: files can be written, and a second writer is refused."""

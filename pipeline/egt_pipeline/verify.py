@@ -19,13 +19,14 @@ class Verified:
     files: int
     size_bytes: int
     problems: tuple[str, ...]
+    published: bool = True
 
 
 def verify_chain(links: Mapping[StageName, Link], store: Store) -> Iterator[Verified]:
     """One result a stage, in the order of the graph. A stage that is not published is a problem."""
     for link in links.values():
         if link.digest is None:
-            yield Verified(link.stage, None, 0, 0, ("not published: prepare has not read the data",))
+            yield Verified(link.stage, None, 0, 0, ("not published: prepare has not read the data",), False)
             continue
         try:
             manifest = store.manifest(link.stage, link.digest)
@@ -33,7 +34,7 @@ def verify_chain(links: Mapping[StageName, Link], store: Store) -> Iterator[Veri
             yield Verified(link.stage, link.digest, 0, 0, (str(error),))
             continue
         if manifest is None:
-            yield Verified(link.stage, link.digest, 0, 0, ("not published",))
+            yield Verified(link.stage, link.digest, 0, 0, ("not published",), False)
             continue
         problems = (*_identity_problems(manifest, link, store), *store.verify(manifest))
         size = sum(entry.size_bytes for entry in manifest.files)

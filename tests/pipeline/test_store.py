@@ -1,4 +1,4 @@
-"""One suite for both stores: a folder, and a real S3 server. Then what only a network can do."""
+"""One suite for both stores: a folder, and a real S3 server."""
 
 import os
 import resource
@@ -6,22 +6,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egt_pipeline.contract.errors import ArtifactError, DiskFullError, TaskError, UnavailableError
-from egt_pipeline.contract.graph import StageName
-from egt_pipeline.contract.task import Manifest, Producer, StoreRef
+from build_artifact import DIGEST, STAGE, publish
+from egt_pipeline.contract.errors import ArtifactError, DiskFullError, TaskError
+from egt_pipeline.contract.task import Manifest, StoreRef
 from egt_pipeline.store import Store, open_store, safe_path
-from fault_proxy import Fault, Faults, fault_proxy
 from s3_server import BUCKET, S3Server, s3_server
-
-DIGEST = "0123456789abcdef"
-STAGE = StageName.PROBE
 
 
 @pytest.fixture(scope="module")
@@ -41,27 +36,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Store:
         return open_store(StoreRef(uri=f"file://{tmp_path}/store"))
     server: S3Server = request.getfixturevalue("server")
     return open_store(StoreRef(uri=f"s3://{BUCKET}/{prefix}", endpoint=server.endpoint))
-
-
-@pytest.fixture
-def flaky(server: S3Server, prefix: str) -> Iterator[tuple[Store, Faults]]:
-    with fault_proxy(server.port) as (endpoint, faults):
-        yield open_store(StoreRef(uri=f"s3://{BUCKET}/{prefix}", endpoint=endpoint)), faults
-
-
-def manifest_of(run: str = "run") -> Manifest:
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    producer = Producer(run=run, attempt=1, host="here", started=now, finished=now, versions={})
-    return Manifest(stage=STAGE, digest=DIGEST, revision=1, recipe={}, inputs={}, files=(), metrics={"rows": 3},
-                    producer=producer)  # fmt: skip
-
-
-def publish(store: Store, scratch: Path, files: dict[str, bytes], run: str = "run") -> Manifest:
-    folder = store.workspace(STAGE, DIGEST, 1, scratch)
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return store.publish(folder, manifest_of(run))
 
 
 def raw_file(manifest: Manifest, name: str, tmp_path: Path, server_folder: Path | None, prefix: str) -> Path:
@@ -262,44 +236,3 @@ except DiskFullError as error:
     assert done.stdout.split() == [str(DiskFullError.exit_code), "False"], done.stderr
     assert not list((tmp_path / "store").rglob("content")), "half a copy would keep the disk full"
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-
-
-@pytest.mark.s3
-@pytest.mark.parametrize("fault", ["corrupt-upload", "corrupt-download", "truncate-download", "busy", "reset"])
-def test_a_fault_that_passes_costs_a_retry_and_no_data(flaky: tuple[Store, Faults], tmp_path: Path, fault: str) -> None:
-    store, faults = flaky
-    data = os.urandom(50_000)
-    faults.add(fault, 2)  # type: ignore[arg-type]
-    try:
-        published = publish(store, tmp_path, {"table": data})
-    except UnavailableError:
-        assert fault == "corrupt-upload", "a wrong checksum is refused by the server; the attempt is then repeated"
-        published = publish(store, tmp_path, {"table": data})
-    assert (store.fetch(published, tmp_path / "cache") / "table").read_bytes() == data
-    assert faults.log.count(fault) >= 1  # type: ignore[arg-type]
-
-
-@pytest.mark.s3
-@pytest.mark.parametrize("fault", ["corrupt-upload", "corrupt-download", "truncate-download", "busy", "reset"])
-def test_a_fault_in_one_part_costs_a_retry_and_no_data(flaky: tuple[Store, Faults], tmp_path: Path, fault: str) -> None:
-    store, faults = flaky
-    data = os.urandom(2**20) * 33 + b"tail"
-    faults.add(fault, 1)  # type: ignore[arg-type]
-    published = publish(store, tmp_path, {"weights": data})
-    assert (store.fetch(published, tmp_path / "cache") / "weights").read_bytes() == data
-    assert faults.log == [fault]
-
-
-@pytest.mark.s3
-@pytest.mark.parametrize(
-    ("fault", "error"), [("corrupt-download", ArtifactError), ("truncate-download", UnavailableError)]
-)
-def test_a_fault_that_stays_is_an_error_and_never_wrong_data(
-    flaky: tuple[Store, Faults], tmp_path: Path, fault: Fault, error: type[Exception]
-) -> None:
-    store, faults = flaky
-    published = publish(store, tmp_path, {"table": os.urandom(50_000)})
-    faults.add(fault, 1000)
-    with pytest.raises(error, match=r"artifacts/probe/0123456789abcdef"):
-        store.fetch(published, tmp_path / "cache")
-    assert not list((tmp_path / "cache").rglob("*table*"))

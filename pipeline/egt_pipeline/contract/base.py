@@ -49,7 +49,7 @@ class Endpoint(Recipe):
 
     model: str = Field(min_length=1)
     """Name of the model as the service knows it."""
-    base_url: Annotated[str, Placement] = "https://api.openai.com/v1"
+    base_url: Annotated[str, Placement, Field(pattern=r"^https?://[^@?#\s]+$")] = "https://api.openai.com/v1"
     """Address of the service, up to and without /chat/completions."""
     api_key_env: Annotated[str, Placement] = "OPENAI_API_KEY"
     """Environment variable that holds the key; never the key itself."""

@@ -1,10 +1,13 @@
 """The model and the data of a run: where they come from and how their parts are named."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from egt_pipeline.contract.base import Recipe
+
+# A branch moves, and its name with it; a commit does not.
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 class ModelSource(Recipe):
@@ -12,7 +15,7 @@ class ModelSource(Recipe):
 
     source: str = Field(min_length=1)
     """Where the model lies: a directory, or hf://organisation/name."""
-    revision: str | None = None
+    revision: Commit | None = None
     """Commit of a hub model (40 hex digits). Hub models need it: a branch name is no identity."""
 
     @model_validator(mode="after")
@@ -56,7 +59,7 @@ class DataSource(Recipe):
     """A .jsonl or .parquet file (a path or file://), or hf://organisation/dataset."""
     format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
     """What the source is; auto reads it off the name."""
-    revision: str | None = None
+    revision: Commit | None = None
     """Commit of a hub dataset (40 hex digits)."""
     split: str = "train"
     """Split of a hub dataset."""

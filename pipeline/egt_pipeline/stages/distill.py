@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from egt_pipeline.chat import Chat, Reply, seed_of
+from egt_pipeline.chat import Chat, Reply, ServiceDownError, seed_of
 from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.errors import TaskError, UnavailableError
 from egt_pipeline.contract.recipes import DistillRecipe
@@ -51,7 +51,9 @@ def run(recipe: DistillRecipe, inputs: Mapping[str, Path], out: Path, context: C
     with asyncio.Runner() as loop, Chat(recipe.teacher, loop) as chat:
         for number, chunk in enumerate(chunks):
             name = f"chunks/part-{number:06d}.parquet"
-            if not context.work.has(name):
+            if context.work.has(name):
+                failed += _unavailable(context, name)
+            else:
                 teach = partial(_distill_row, recipe, chat, images)
                 told = _Told(context, number * _CHUNK_ROWS, len(rows))
                 done = loop.run(_distill_chunk(teach, chunk, told, at_once=recipe.teacher.concurrency))
@@ -116,6 +118,8 @@ async def _distill_row(recipe: DistillRecipe, chat: Chat, images: Images, row: P
                 max_tokens=recipe.max_tokens,
                 seed=seed_of(row.sample_id, attempt),
             )
+        except ServiceDownError:
+            raise  # the rest of the rows would be lost; the open chunk is asked again by the next attempt
         except UnavailableError as error:
             return result(attempt - 1, "unavailable", str(error))
         tokens_in, tokens_out = tokens_in + reply.tokens_in, tokens_out + reply.tokens_out
@@ -150,12 +154,19 @@ def _give_up_above(max_failed_share: float, failed: Sequence[Row], total: int) -
         )
 
 
+def _unavailable(context: Context, name: str) -> list[Row]:
+    """The rows of a committed chunk that the service never answered."""
+    part = context.scratch / "committed.parquet"
+    context.fetch_committed(name, part)
+    return [row for row in pq.read_table(part).to_pylist() if row["status"] == "unavailable"]
+
+
 def _assemble(folder: Path, context: Context, chunks: int) -> pa.Table:
     """All chunks in the order of the source, and the rows that prepare found bad as skipped."""
     rows: list[Row] = []
     for number in range(chunks):
         part = context.scratch / f"done-{number:06d}.parquet"
-        context.work.fetch(f"chunks/part-{number:06d}.parquet", part)
+        context.fetch_committed(f"chunks/part-{number:06d}.parquet", part)
         rows += pq.read_table(part).to_pylist()
     columns = ["row", "sample_id", "status", "reason"]
     for row in pq.read_table(folder / PREFERENCES_FILE, columns=columns).to_pylist():

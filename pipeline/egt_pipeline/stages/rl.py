@@ -128,12 +128,18 @@ def _write_dataset(folder: Path, samples: Sequence[Preference], images: Images, 
 
 def _resume(folder: Path, context: Context) -> bool:
     """Put the newest committed checkpoint where OpenRLHF looks for it; False if there is none."""
+    fetched = folder / "fetched"
     names = context.work.names(_CHECKPOINTS)
+    while names:
+        try:
+            context.work.fetch(names[-1], fetched)
+            break
+        except ArtifactError as error:
+            print(f"rl: {error}; going back to the checkpoint before", flush=True)
+            context.work.discard(names.pop())
     if not names:
         return False
     step = int(names[-1].rpartition("-")[2])
-    fetched = folder / "fetched"
-    context.work.fetch(names[-1], fetched)
     shutil.move(fetched / "steps.jsonl", folder / "steps.jsonl")
     actor = folder / "checkpoints" / "_actor"
     actor.mkdir(parents=True)
