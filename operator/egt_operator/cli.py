@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from egt_operator.api import EGTRun
-from egt_operator.local import LocalRun, outcome, run_local, state_folder
+from egt_operator.local import LocalRun, StageOutcome, outcome, run_local, state_folder
 from egt_operator.local_view import LocalView
 from egt_operator.manifest_file import load_run
 from egt_operator.plan import forecast
@@ -57,10 +57,11 @@ def local_run(file: ManifestFile, store: StoreOption = None, output: OutputOptio
         except EgtError as caught:
             error = caught
     links, found = local.chain()
-    done = {task.stage: (manifest, view.attempts().get(task.stage, 0)) for task, manifest in found.items()}
+    made = {task.stage: manifest for task, manifest in found.items()}
+    stages = [StageOutcome(link, *view.seen(link.stage), made.get(link.stage)) for link in links.values()]
     if wants_json:
         phase = "Complete" if error is None else "Stopped" if error.exit_code == 143 else "Failed"
-        print(json.dumps(outcome(name, links, done, phase, local.store)))
+        print(json.dumps(outcome(name, phase, stages, local.store)))
     if error is not None:
         raise error
     if not wants_json:

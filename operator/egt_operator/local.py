@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,6 +146,7 @@ def _attempt(local: LocalRun, link: Link, view: View) -> int:
         watch(workers, folder, partial(view.progressed, link.stage))
     except KeyboardInterrupt:
         stop(workers)
+        view.ended(link.stage, Phase.WAITING, None)
         raise StoppedError(f"stopped during {link.stage}; the same command goes on from there") from None
     failed = next((w for w, process in enumerate(workers) if process.returncode), None)
     if failed is not None:
@@ -205,21 +206,29 @@ def _sigterm_is_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def outcome(name: str, links: Mapping[StageName, Link], done: Mapping[StageName, tuple[Manifest, int]],
-            phase: str, store: StoreRef) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True)
+class StageOutcome:
+    """How one stage of a call ended; ``attempt`` is 0 when it was reused or never started."""
+
+    link: Link
+    phase: Phase
+    attempt: int
+    manifest: Manifest | None
+
+
+def outcome(name: str, phase: str, stages: Sequence[StageOutcome], store: StoreRef) -> dict[str, Any]:
     """The last line of ``-o json``: run, phase, and what is known of each stage."""
-    stages = []
-    for stage, link in links.items():
-        manifest, attempt = done.get(stage, (None, 0))
-        stages.append(
-            {
-                "name": stage,
-                "phase": Phase.SUCCEEDED if manifest else Phase.WAITING,
-                "digest": link.digest,
-                "attempt": attempt,
-                "artifact": f"{store.uri}/artifacts/{stage}/{link.digest}" if manifest else None,
-                "seconds": manifest.seconds if manifest and attempt else 0.0,
-                "metrics": manifest.metrics if manifest else {},
-            }
-        )
-    return {"run": name, "phase": phase, "stages": stages}
+    lines = []
+    for stage in stages:
+        link, manifest = stage.link, stage.manifest
+        line = {
+            "name": link.stage,
+            "phase": stage.phase,
+            "digest": link.digest,
+            "attempt": stage.attempt,
+            "artifact": f"{store.uri}/artifacts/{link.stage}/{link.digest}" if manifest else None,
+            "seconds": manifest.seconds if manifest and stage.attempt else 0.0,
+            "metrics": manifest.metrics if manifest else {},
+        }
+        lines.append(line)
+    return {"run": name, "phase": phase, "stages": lines}

@@ -83,9 +83,9 @@ class LocalView:
         words = "reused" if phase is Phase.SUCCEEDED and not row.attempt else phase.lower()
         self._say(stage, f"{words}, {row.seconds:.0f} s, {row.figure}".replace(", 0 s", "").removesuffix(", "))
 
-    def attempts(self) -> dict[StageName, int]:
-        """The attempt each stage is at; stages that were reused are left out."""
-        return {stage: row.attempt for stage, row in self._rows.items() if row.attempt}
+    def seen(self, stage: StageName) -> tuple[Phase, int]:
+        """Phase and attempt of a stage as they were last seen; attempt 0: reused, or never started."""
+        return self._rows[stage].phase, self._rows[stage].attempt
 
     def _say(self, stage: StageName, text: str) -> None:
         if not self._console.is_terminal:
