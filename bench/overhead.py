@@ -24,7 +24,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="egt-overhead-") as name:
         folder = Path(name)
         stages = run(folder)
-        print(f"{'stage':10} {'start to user code':>20} {'imports of it':>15} {'gap before':>12}   seconds")
+        print(f"{'stage':10} {'start to user code':>20} {'imports of it':>15} {'gap before':>12}")
         worst = 0.0
         before: float | None = None
         for stage in stages:

@@ -118,4 +118,8 @@ def _exit_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is published and closed; taking torch and its threads apart would cost a second a stage.
+    os._exit(code)
