@@ -124,7 +124,6 @@ def _deepspeed(recipe: SFTRecipe, cuda: bool) -> dict[str, Any]:
     if not cuda:
         # On CPU DeepSpeed would compile a shared-memory all-reduce for minutes at first use; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _allow_deepspeed_state()
     return {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
@@ -139,15 +138,6 @@ def _deepspeed(recipe: SFTRecipe, cuda: bool) -> dict[str, Any]:
             "stage3_gather_16bit_weights_on_model_save": True,
         },
     }
-
-
-def _allow_deepspeed_state() -> None:
-    """Name the three plain classes in DeepSpeed's checkpoints; everything else that is no tensor stays refused."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
 
 
 class _Trainer(Trainer):  # type: ignore[misc]

@@ -45,8 +45,6 @@ class Refused:
 class Engine(Protocol):
     """Generates responses; the order of the results is the order of the requests."""
 
-    versions: dict[str, str]
-
     def generate(
         self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float, seed: int
     ) -> list[Generation | Refused]:

@@ -6,7 +6,6 @@ The loop is our own because ``generate`` keeps the logits of every step or none,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ class TransformersEngine:
         self._model = load_model(model_dir, precision).eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self._processor = load_processor(model_dir)
         self._prompt, self._batch_size = prompt, batch_size
-        self.versions = {name: version(name) for name in ("torch", "transformers")}
         # The head in float32 whatever the model runs in: bfloat16 logits have steps of 0.1, which makes entropies tie.
         self._head_VD = self._model.get_output_embeddings().weight.detach().float()
         tokenizer = self._processor.tokenizer
