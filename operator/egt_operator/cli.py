@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,9 @@ from egt_operator.manifest_file import load_run
 from egt_operator.plan import forecast
 from egt_operator.schema import generated_files
 from egt_pipeline.cli import data_app, model_app
-from egt_pipeline.contract.errors import EgtError, StoppedError, TaskError
+from egt_pipeline.contract.chain import Link
+from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError
+from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import StoreRef
 
 typer_app = typer.Typer(
@@ -87,15 +90,22 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
 
 
 @typer_app.command("verify")
-def verify(file: ManifestFile, store: StoreOption = None, output: OutputOption = "text") -> None:
+def verify(
+    file: ManifestFile,
+    store: StoreOption = None,
+    output: OutputOption = "text",
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="Take what does not fit out of the store; the next run makes it anew.")
+    ] = False,
+) -> None:
     """Recompute every checksum and digest of a run. Exit code 1 when something does not fit."""
     from egt_pipeline.store import open_store
     from egt_pipeline.verify import verify_chain
 
     wants_json = _is_json(output)
     local = _open(load_run(file), store)
-    links, _ = local.chain()
-    results = list(verify_chain(links, open_store(local.store)))
+    opened = open_store(local.store)
+    results = list(verify_chain(_links(local), opened))
     if wants_json:
         print(json.dumps([vars(result) for result in results]))
     else:
@@ -110,6 +120,10 @@ def verify(file: ManifestFile, store: StoreOption = None, output: OutputOption =
             # Outside of the table: a path that is wrapped cannot be copied.
             for problem in result.problems if result.published else ():
                 print(f"{result.stage}: {problem}")
+    for result in results:
+        if withdraw and result.digest and result.published and result.problems:
+            opened.withdraw(result.stage, result.digest)
+            print(f"{result.stage}: withdrawn", file=sys.stderr)
     if any(result.problems for result in results):
         raise typer.Exit(_PROBLEMS_EXIT)
 
@@ -176,6 +190,14 @@ def _open(run: EGTRun, store: str | None) -> LocalRun:
     return LocalRun(run, ref, state_folder(ref, run.metadata.name), opened.manifest)
 
 
+def _links(local: LocalRun) -> dict[StageName, Link]:
+    """The links of a run; without prepare's when its manifest is what is damaged."""
+    try:
+        return local.links()
+    except ArtifactError:
+        return replace(local, lookup=lambda _stage, _digest: None).links()
+
+
 def store_ref(run: EGTRun, override: str | None) -> StoreRef:
     """The store of a run as stages see it; a plain path becomes an absolute file:// URI."""
     spec = run.spec.store
@@ -197,5 +219,7 @@ def app() -> Any:
         message, code = f"{error.filename}: {error.strerror}", TaskError.exit_code
     except KeyboardInterrupt:
         message, code = "stopped; the same command goes on from what is published", StoppedError.exit_code
+    if code == ArtifactError.exit_code:
+        message += "\n`egt verify FILE --withdraw` takes what is damaged out of the store; the next run makes it anew"
     Console(stderr=True).print(f"[red]error[/]: {escape(message)}", highlight=False, soft_wrap=True)
     raise SystemExit(code)

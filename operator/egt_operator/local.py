@@ -5,7 +5,6 @@ it last ran (for the reasons that ``egt plan`` gives).
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -15,14 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from egt_operator.api import EGTRun
+from egt_operator.local_lock import only_one
 from egt_operator.local_stage import StageFailedError, failure, start, stop, watch
 from egt_operator.plan import Observed, Past, Phase, Plan, Task, plan
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.chain import Link, chain
-from egt_pipeline.contract.errors import StoppedError, TaskError
+from egt_pipeline.contract.errors import StoppedError
 from egt_pipeline.contract.fingerprint import fingerprint
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.recipes import PrepareRecipe
@@ -58,8 +58,8 @@ class LocalRun:
         """The recipes of the enabled stages."""
         return self.run.recipes()
 
-    def chain(self) -> tuple[dict[StageName, Link], dict[Task, Manifest]]:
-        """The links of the run, and the artifacts of it that are published."""
+    def links(self) -> dict[StageName, Link]:
+        """The links of the run, as far as they are known. Raises ArtifactError when prepare's manifest is damaged."""
         recipes = self.recipes
         prepare = recipes[StageName.PREPARE]
         if not isinstance(prepare, PrepareRecipe):
@@ -67,8 +67,11 @@ class LocalRun:
         source = fingerprint(prepare)
         links = chain(recipes, source_fingerprint=source, prepared=None)
         prepared = self.lookup(StageName.PREPARE, links[StageName.PREPARE].known_digest())
-        if prepared is not None:
-            links = chain(recipes, source_fingerprint=source, prepared=prepared.content)
+        return links if prepared is None else chain(recipes, source_fingerprint=source, prepared=prepared.content)
+
+    def chain(self) -> tuple[dict[StageName, Link], dict[Task, Manifest]]:
+        """The links of the run, and the artifacts of it that are published. Raises ArtifactError at a damaged one."""
+        links = self.links()
         found: dict[Task, Manifest] = {}
         for link in links.values():
             manifest = self.lookup(link.stage, link.digest) if link.digest else None
@@ -111,7 +114,7 @@ def run_local(local: LocalRun, view: View) -> dict[StageName, tuple[Manifest, in
     local.state.mkdir(parents=True, exist_ok=True)
     attempts: dict[Task, int] = {}
     seen: set[Task] = set()
-    with _only_one(local.state), _sigterm_is_ctrl_c():
+    with only_one(local.state) as lock, _sigterm_is_ctrl_c():
         while True:
             links, found = local.chain()
             for task in (task for task in found if task not in seen):
@@ -125,10 +128,10 @@ def run_local(local: LocalRun, view: View) -> dict[StageName, tuple[Manifest, in
                         if link.digest and Task(link.stage, link.digest) in now.tasks)  # fmt: skip
             if task in attempts:
                 raise StageFailedError(f"{task.stage}: ended well but published nothing; see {local.state}/logs", 1)
-            attempts[task] = _attempt(local, links[task.stage], view)
+            attempts[task] = _attempt(local, links[task.stage], view, lock)
 
 
-def _attempt(local: LocalRun, link: Link, view: View) -> int:
+def _attempt(local: LocalRun, link: Link, view: View, lock: int) -> int:
     """Run one attempt of one stage to its end; the number of the attempt."""
     digest = link.known_digest()
     name = f"{link.stage}-{digest[:8]}"
@@ -140,8 +143,9 @@ def _attempt(local: LocalRun, link: Link, view: View) -> int:
     folder.mkdir(parents=True)
     task = _task_file(local, link, number, folder)
     (folder / "task.json").write_text(task.model_dump_json(indent=1))
+    local.remember(link)
     view.started(link.stage, number)
-    workers = [start(task, folder, logs / f"{name}-a{number}-w{w}.log", w) for w in range(task.workers)]
+    workers = [start(task, folder, logs / f"{name}-a{number}-w{w}.log", w, lock) for w in range(task.workers)]
     try:
         watch(workers, folder, partial(view.progressed, link.stage))
     except KeyboardInterrupt:
@@ -181,17 +185,6 @@ def _task_file(local: LocalRun, link: Link, attempt: int, folder: Path) -> TaskF
 
 def _dump(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", by_alias=True)
-
-
-@contextlib.contextmanager
-def _only_one(state: Path) -> Iterator[None]:
-    lock: IO[str]
-    with (state / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TaskError(f"{state}: this run is under way in another process; wait for it or stop it") from None
-        yield
 
 
 @contextlib.contextmanager

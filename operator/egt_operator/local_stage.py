@@ -14,7 +14,7 @@ from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Progress, Summary, TaskFile
 
 _POLL_SECONDS = 0.1
-_GRACE_SECONDS = 30.0  # for a checkpoint after SIGTERM
+GRACE_SECONDS = 30.0  # for a checkpoint after SIGTERM
 _LOG_LINES = 15  # of a failed stage, shown with its error
 
 
@@ -26,8 +26,11 @@ class StageFailedError(EgtError):
         self.exit_code = exit_code
 
 
-def start(task: TaskFile, folder: Path, log: Path, worker: int) -> subprocess.Popen[bytes]:
-    """One worker of a stage, in a process group of its own, that ends when this process does."""
+def start(task: TaskFile, folder: Path, log: Path, worker: int, lock: int) -> subprocess.Popen[bytes]:
+    """One worker of a stage, in a process group of its own, that ends when this process does.
+
+    It holds the run's ``lock`` (a file descriptor) with this process: after a kill nobody starts before it has ended.
+    """
     command = [sys.executable, "-m", "egt_pipeline", str(task.stage), "--task", str(folder / "task.json")]
     # Two threads on a core that something else uses as well were twenty times slower than one.
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
@@ -39,6 +42,7 @@ def start(task: TaskFile, folder: Path, log: Path, worker: int) -> subprocess.Po
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=(lock,),
         )
 
 
@@ -67,7 +71,7 @@ def stop(workers: list[subprocess.Popen[bytes]]) -> None:
     for process in workers:
         if process.poll() is None:
             process.terminate()
-    deadline = time.monotonic() + _GRACE_SECONDS
+    deadline = time.monotonic() + GRACE_SECONDS
     for process in workers:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))

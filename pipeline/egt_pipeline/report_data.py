@@ -43,8 +43,9 @@ class Probed:
 
     @property
     def ranked(self) -> Mask:
-        """True for the samples that could be ranked."""
-        return np.isfinite(self.score_N)
+        """True for the samples that could be ranked and whose first generation has an answer."""
+        found: Mask = np.isfinite(self.score_N) & np.isfinite(self.answer_N)
+        return found
 
     @property
     def agrees(self) -> Mask:

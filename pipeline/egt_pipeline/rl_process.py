@@ -11,6 +11,7 @@ from pathlib import Path
 
 from egt_pipeline.contract.errors import EgtError, StoppedError
 from egt_pipeline.rl_run import RunFile, environment
+from egt_pipeline.store import check_space
 
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 12.0  # for the step under way and its checkpoint, within the 20 s between SIGTERM and SIGKILL
@@ -65,6 +66,7 @@ def _failure(run: RunFile, code: int, log: Path) -> EgtError:
         said = json.loads(run.failure.read_text())
         kinds = {kind.exit_code: kind for kind in EgtError.__subclasses__()}
         return kinds.get(said["exit_code"], EgtError)(said["message"])
+    check_space(run.folder)
     end = log.read_text(errors="replace")[-_LOG_CHARACTERS:]
     how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
     return EgtError(f"rl: OpenRLHF {how}; the end of its log:\n{end}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from egt_pipeline.contract.recipes import RLRecipe
 from egt_pipeline.contract.task import Record
 from egt_pipeline.curriculum import PlannedStep
+from egt_pipeline.deepspeed_checkpoints import WEIGHTS_ONLY
 
 RUN_FILE_VARIABLE = "EGT_RL_RUN"  # Ray's workers inherit it; OpenRLHF has no argument that reaches all of them
 _AGENT = Path(__file__).parent / "openrlhf_entry" / "agent.py"
@@ -144,6 +145,7 @@ def logical_devices(run: RunFile) -> int:
 def environment(run: RunFile, run_file: Path) -> dict[str, str]:
     """Variables of the run's processes: offline, quiet, one thread each, as there are more processes than cores."""
     return {
+        **WEIGHTS_ONLY,
         RUN_FILE_VARIABLE: str(run_file),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(run.folder / "datasets"),

@@ -11,10 +11,16 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
-from egt_pipeline.contract.errors import TaskError, UnavailableError
+from egt_pipeline.contract.errors import ArtifactError, TaskError, UnavailableError
 from egt_pipeline.contract.task import StoreRef
 
 _CONNECTIONS = 32  # kept open: more than files and parts that are under way at once, so none is opened anew
@@ -61,13 +67,19 @@ class translated:  # noqa: N801 - reads as a phrase: with translated(place)
 
 
 def get_bytes(client: Any, bucket: str, key: str) -> bytes | None:
-    """A small object whole; None if there is none."""
+    """A small object whole, compared with the checksum it was put with; None if there is none.
+
+    Raises ArtifactError when it comes back damaged each time.
+    """
     with translated(f"s3://{bucket}/{key}"):
         for last in (False, False, True):
             try:
-                body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+                body: bytes = client.get_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")["Body"].read()
             except client.exceptions.NoSuchKey:
                 return None
+            except FlexibleChecksumError as error:
+                if last:
+                    raise ArtifactError(f"s3://{bucket}/{key}: is damaged: {error}") from error
             except BotoCoreError:  # the stream broke off
                 if last:
                     raise

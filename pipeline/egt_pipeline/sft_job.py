@@ -11,6 +11,8 @@ from pathlib import Path
 from egt_pipeline.contract.errors import EgtError, TaskError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.task import Record
+from egt_pipeline.deepspeed_checkpoints import WEIGHTS_ONLY
+from egt_pipeline.store import check_space
 
 LOSSES_FILE = "losses.parquet"
 _POLL_SECONDS = 0.1
@@ -75,6 +77,7 @@ def _run_processes(job: Job, report: Report, stopping: Callable[[], bool]) -> No
     finally:
         os.close(reader)
     if process.returncode and not job.stop.exists():
+        check_space(job.checkpoints.parent)
         raise EgtError(f"sft: a training process ended with an error (torchrun: exit code {process.returncode})")
 
 
@@ -122,6 +125,5 @@ def _environment(processes: int) -> dict[str, str]:
         # More threads than cores wait for each other in every operation.
         "OMP_NUM_THREADS": str(threads),
         **os.environ,
-        # DeepSpeed asks torch.load to unpickle anything; a checkpoint comes from the store, so only tensors may load.
-        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+        **WEIGHTS_ONLY,
     }

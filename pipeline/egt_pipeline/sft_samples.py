@@ -61,10 +61,10 @@ def encode(
     sizes = _PictureTokens(processor, images)
     end = tokenizer.convert_tokens_to_ids(END)
     encoded = Encoded([], [])
-    for row, prompt, response in zip(rows, prompt_ids, response_ids, strict=True):
+    for row, text, prompt, response in zip(rows, texts, prompt_ids, response_ids, strict=True):
         expanded = _expanded(prompt, [sizes[image] for image in row.images], sizes.token)
         sample = Sample([*expanded, *response, end], len(expanded), row.images)
-        reason = _reason(recipe, tokenizer, sample)
+        reason = _reason(recipe, tokenizer, sample) or _disagreement(row, text)
         if not reason:
             encoded.samples.append(sample)
         named = {"row": row.row, "sample_id": row.sample_id, "status": SKIPPED if reason else USED, "reason": reason}
@@ -91,6 +91,16 @@ def _reason(recipe: SFTRecipe, tokenizer: Any, sample: Sample) -> str:
     if len(sample.tokens) > recipe.max_length:
         return f"{len(sample.tokens)} tokens, more than maxLength {recipe.max_length}"
     return ""
+
+
+def _disagreement(row: Preference, response: str) -> str:
+    """Why a response does not teach the row's label, as one that came with the data may not; empty if it does."""
+    verdict = prompts.parse_verdict(response)
+    if verdict.answer is None:
+        return f"the response cannot be read: {verdict.reason}"
+    return (
+        "" if verdict.answer == row.label else f"the response prefers answer {verdict.answer}, the label is {row.label}"
+    )
 
 
 class _PictureTokens:

@@ -22,6 +22,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from egt_pipeline.contract.errors import EgtError, TaskError
 from egt_pipeline.contract.recipes import SFTRecipe
+from egt_pipeline.deepspeed_checkpoints import allow_their_classes
 from egt_pipeline.preferences import Images
 from egt_pipeline.reward_model import MODEL_FOLDER, load_model, load_processor
 from egt_pipeline.sft_batches import Collator, Numbers, Order, RankBatches, Shares, plan_order
@@ -115,12 +116,8 @@ def _arguments(job: Job, shares: Shares) -> TrainingArguments:
 
 def _deepspeed(recipe: SFTRecipe, cuda: bool) -> dict[str, Any]:
     import deepspeed
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
 
-    # All that its checkpoints hold besides tensors and plain values; see ``sft_job.run_job``.
-    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
+    allow_their_classes()
     if not cuda:
         # On CPU DeepSpeed would compile a shared-memory all-reduce for minutes at first use; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

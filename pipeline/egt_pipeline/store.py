@@ -11,6 +11,7 @@ Readers start at a manifest, never list, and check size and SHA-256 of every fil
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import FileEntry, Manifest, StoreRef
 
 MANIFEST = "manifest.json"
+_FULL_BYTES = 2**20  # what is left of a full disk once the file that did not fit is closed
 READ_BYTES = 4 * 2**20  # large enough that hashing, not the loop, takes the time
 
 
@@ -52,6 +54,9 @@ class Store(Protocol):
 
     def discard_work(self, stage: StageName, digest: str) -> None:
         """Remove everything that is left of the attempts of an artifact."""
+
+    def withdraw(self, stage: StageName, digest: str) -> None:
+        """The artifact is not published any more; its manifest goes first."""
 
     def abilities(self) -> dict[str, bool | str]:
         """What was tried on the store just now. Raises TaskError if it cannot do what we rely on."""
@@ -137,3 +142,13 @@ def disk_full_is_named(where: Path | str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise DiskFullError(f"{error.filename or where}: {os.strerror(error.errno)}") from error
+
+
+def check_space(folder: Path) -> None:
+    """Raises DiskFullError when the disk of ``folder`` is full.
+
+    Asked after a child process failed: what torch and safetensors say about a full disk does not name it.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < _FULL_BYTES:
+        raise DiskFullError(f"{folder}: {os.strerror(errno.ENOSPC)} ({free} bytes free)")

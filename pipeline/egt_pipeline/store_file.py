@@ -112,6 +112,12 @@ class FileStore:
             if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def withdraw(self, stage: StageName, digest: str) -> None:
+        """See ``store.Store``."""
+        folder = self._artifact(stage, digest)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
     def abilities(self) -> dict[str, bool | str]:
         """See ``store.Store``: files can be written, and a second writer is refused."""
         trial = self._root / "attempts" / f"trial-{secrets.token_hex(4)}"

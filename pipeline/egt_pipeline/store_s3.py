@@ -117,6 +117,12 @@ class S3Store:
         """See ``store.Store``."""
         delete_below(self._client, self._bucket, self._attempts(stage, digest))
 
+    def withdraw(self, stage: StageName, digest: str) -> None:
+        """See ``store.Store``."""
+        prefix = self._artifact(stage, digest)
+        delete_below(self._client, self._bucket, prefix + MANIFEST)
+        delete_below(self._client, self._bucket, prefix)
+
     def abilities(self) -> dict[str, bool | str]:
         """See ``store.Store``: a second writer is refused, a wrong checksum is refused, what was put comes back."""
         key = f"{self._prefix}attempts/trial-{secrets.token_hex(4)}"

@@ -53,7 +53,14 @@ def _inputs(folder: Path, **changes: dict[int, Any]) -> dict[str, Path]:
         Image.fromarray(pixels).save(data, "PNG")
         pictures[f"picture-{number}"] = data.getvalue()
         row = {"row": number, "sample_id": f"s-{number}", "images": [f"picture-{number}"], "question": "Which digit?"}
-        row |= {"answer_1": "four", "answer_2": "7", "label": 1, "answer_order": "12", "status": "ok", "reason": ""}
+        row |= {
+            "answer_1": "four",
+            "answer_2": "7",
+            "label": 1 + number % 2,
+            "answer_order": "12",
+            "status": "ok",
+            "reason": "",
+        }
         row |= {"response": _response(number)} | {name: by[number] for name, by in changes.items() if number in by}
         rows.append(row)
     write_preferences(folder / "sft", rows)
@@ -204,19 +211,28 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
 
 def test_rows_that_cannot_be_trained_on_are_left_out_with_a_reason(tmp_path: Path) -> None:
     long = f"<think>{'0' * 200}</think><answer>1</answer>"
-    inputs = _inputs(tmp_path / "inputs", response={1: None, 3: "<think><|image_pad|></think>", 5: long})
+    wrong = "<think>so</think><answer>2</answer>"
+    inputs = _inputs(
+        tmp_path / "inputs", response={1: None, 3: "<think><|image_pad|></think>", 5: long, 7: "answer 2", 8: wrong}
+    )
     out, _ = _train(tmp_path, _RECIPE.model_copy(update={"max_length": 150, "max_steps": 1}), inputs=inputs)
     rows = pq.read_table(out / "samples.parquet").to_pylist()
     reasons = {row["row"]: row["reason"] for row in rows if row["status"] == "skipped"}
     assert reasons[1] == "no response"
     assert reasons[3] == "the response holds the special token <|image_pad|>"
     assert reasons[5].endswith("tokens, more than maxLength 150")
+    assert reasons[7] == "the response cannot be read: no <answer>...</answer>"
+    assert reasons[8] == "the response prefers answer 2, the label is 1"
     assert len(rows) == _ROWS
-    assert len(reasons) == 3
+    assert len(reasons) == 5
 
 
 def test_with_trajectories_only_kept_ones_are_trained_on(tmp_path: Path) -> None:
-    table = {"row": [0, 1, 2], "response": [_response(0)] * 3, "status": ["kept", "exhausted", "kept"]}
+    table = {
+        "row": [0, 1, 2],
+        "response": [_response(row) for row in range(3)],
+        "status": ["kept", "exhausted", "kept"],
+    }
     (tmp_path / "distill").mkdir()
     pq.write_table(pa.table(table), tmp_path / "distill" / "trajectories.parquet")
     inputs = {**_inputs(tmp_path / "inputs"), "trajectories": tmp_path / "distill"}

@@ -55,7 +55,7 @@ class Need:
 STAGES: tuple[StageType, ...] = (
     StageType(StageName.PREPARE, PrepareRecipe, revision=1),
     StageType(StageName.DISTILL, DistillRecipe, revision=1),
-    StageType(StageName.SFT, SFTRecipe, revision=1, gpu=True),
+    StageType(StageName.SFT, SFTRecipe, revision=2, gpu=True),
     StageType(StageName.PROBE, ProbeRecipe, revision=1, sharded=True, gpu=True),
     StageType(StageName.CURATE, CurateRecipe, revision=1),
     StageType(StageName.RL, RLRecipe, revision=1, gpu=True),

@@ -17,6 +17,7 @@ from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
 from openrlhf.utils import get_tokenizer
 
 from egt_pipeline.contract.errors import StoppedError
+from egt_pipeline.deepspeed_checkpoints import allow_their_classes
 from egt_pipeline.openrlhf_entry.experience import ExperienceMaker, PlannedPrompts, in_planned_order, padding
 from egt_pipeline.openrlhf_entry.machine import die_with_parent
 from egt_pipeline.openrlhf_entry.training import ActorTrainer, InOrder, PreClipLoss
@@ -34,6 +35,7 @@ class PolicyActor(_behind(ppo_actor.PolicyModelActor)):  # type: ignore[misc]
     def init_model_from_pretrained(self, strategy: Any, pretrain: str, *rest: Any, **named: Any) -> None:
         """Load model, optimiser and checkpoint."""
         die_with_parent()
+        allow_their_classes()
         super().init_model_from_pretrained(strategy, pretrain, *rest, **named)
         self.tokenizer = self.trainer.tokenizer = get_tokenizer(pretrain, None, "left", strategy)
 

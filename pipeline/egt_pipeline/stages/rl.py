@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from egt_pipeline.checkpoints import Checkpoints
 from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.errors import ArtifactError, TaskError
 from egt_pipeline.contract.recipes import RLRecipe
@@ -32,8 +33,6 @@ from egt_pipeline.rl_records import (
     seen_places,
 )
 from egt_pipeline.rl_run import RunFile
-
-_CHECKPOINTS = "checkpoints/"
 
 
 def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
@@ -55,6 +54,7 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
     )
     folder = context.scratch / "rl"
     folder.mkdir(parents=True)
+    checkpoints = Checkpoints(context)
     dataset = _write_dataset(folder, selected, Images(inputs["data"] / "rl"), recipe)
     # Ray's sockets need a path below 108 characters, which a scratch folder may exceed.
     with tempfile.TemporaryDirectory(prefix="egt-", ignore_cleanup_errors=True) as ray_folder:
@@ -68,10 +68,10 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
             ray_folder=Path(ray_folder),
             processes=context.processes,
             max_images=max(len(sample.images) for sample in selected),
-            resume=_resume(folder, context),
+            resume=_resume(folder, checkpoints),
             parent=os.getpid(),
         )
-        watch = _Watch(described, context, RecordTail(described.records))
+        watch = _Watch(described, context, checkpoints, RecordTail(described.records))
         train(described, on_poll=watch, stopping=context.stopping)
     return _collect(described, steps, [sample.sample_id for sample in selected], out)
 
@@ -126,20 +126,12 @@ def _write_dataset(folder: Path, samples: Sequence[Preference], images: Images, 
     return path
 
 
-def _resume(folder: Path, context: Context) -> bool:
-    """Put the newest committed checkpoint where OpenRLHF looks for it; False if there is none."""
+def _resume(folder: Path, checkpoints: Checkpoints) -> bool:
+    """Put the newest checkpoint where OpenRLHF looks for it; False if there is none."""
     fetched = folder / "fetched"
-    names = context.work.names(_CHECKPOINTS)
-    while names:
-        try:
-            context.work.fetch(names[-1], fetched)
-            break
-        except ArtifactError as error:
-            print(f"rl: {error}; going back to the checkpoint before", flush=True)
-            context.work.discard(names.pop())
-    if not names:
+    step = checkpoints.newest(fetched)
+    if step is None:
         return False
-    step = int(names[-1].rpartition("-")[2])
     shutil.move(fetched / "steps.jsonl", folder / "steps.jsonl")
     actor = folder / "checkpoints" / "_actor"
     actor.mkdir(parents=True)
@@ -154,6 +146,7 @@ class _Watch:
 
     run: RunFile
     context: Context
+    checkpoints: Checkpoints
     tail: RecordTail
     committed: int = 0
 
@@ -175,17 +168,12 @@ class _Watch:
     def _commit(self, step: int, state: Path) -> None:
         """Commit the checkpoint with the records up to its step; hard links keep it while OpenRLHF goes on."""
         self.committed = step
-        older = self.context.work.names(_CHECKPOINTS)
         copy = self.run.folder / "committing"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(state, copy / "state", copy_function=os.link)
         lines = self.run.records.read_text().splitlines(keepends=True)
         (copy / "steps.jsonl").write_text("".join(lines[:step]))
-        name = f"{_CHECKPOINTS}step-{step:06d}"
-        self.context.work.commit(name, copy)
-        for other in older:
-            if other != name:
-                self.context.work.discard(other)
+        self.checkpoints.commit(step, copy)
 
 
 def _collect(run: RunFile, steps: Sequence[PlannedStep], sample_ids: Sequence[str], out: Path) -> StageResult:

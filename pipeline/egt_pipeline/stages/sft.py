@@ -2,11 +2,8 @@
 
 ``model/`` is the trained model with its processor, ``losses.parquet`` has one row an optimiser step, and
 ``samples.parquet`` says of every row whether it was trained on, and why not.
-
-Checkpoints are work in progress, one directory each. The newest that verifies is resumed from.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -14,8 +11,8 @@ from statistics import fmean
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from egt_pipeline.checkpoints import Checkpoints
 from egt_pipeline.context import Context, StageResult
-from egt_pipeline.contract.errors import ArtifactError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.task import Metric, Progress
 from egt_pipeline.preferences import Images, Preference, read_preferences
@@ -41,7 +38,7 @@ def run(recipe: SFTRecipe, inputs: Mapping[str, Path], out: Path, context: Conte
     tokens = context.scratch / "tokens.parquet"
     write_samples(encoded.samples, tokens)
     pq.write_table(pa.Table.from_pylist(encoded.records, schema=SAMPLES), out / SAMPLES_FILE)
-    checkpoints = Checkpoints(context)
+    checkpoints, resume = Checkpoints(context), context.scratch / "resume"
     job = Job(
         recipe=recipe,
         processes=context.processes,
@@ -50,7 +47,7 @@ def run(recipe: SFTRecipe, inputs: Mapping[str, Path], out: Path, context: Conte
         samples=tokens,
         out=out,
         checkpoints=context.scratch / "checkpoints",
-        resume=checkpoints.newest(context.scratch / "resume"),
+        resume=resume if checkpoints.newest(resume) else None,
         events=context.scratch / "events",
         stop=context.scratch / "stop",
     )
@@ -75,40 +72,6 @@ def _responses(rows: Sequence[Preference], trajectories: Path | None) -> list[st
     table = pq.read_table(trajectories / TRAJECTORIES_FILE, columns=["row", "response", "status"]).to_pylist()
     kept = {found["row"]: found["response"] for found in table if found["status"] == _KEPT}
     return [kept.get(row.row) for row in rows]
-
-
-class Checkpoints:
-    """Checkpoints of one training, the newest committed one kept.
-
-    DeepSpeed divides the optimiser among the processes, so another number of processes starts anew.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self._work = context.work
-        self._prefix = f"checkpoints/processes-{context.processes}/"
-
-    def commit(self, step: int, folder: Path) -> None:
-        """Commit the checkpoint in ``folder``, then drop the older ones."""
-        name = f"{self._prefix}step-{step:06d}"
-        self._work.commit(name, folder)
-        shutil.rmtree(folder)
-        for older in self._work.names(self._prefix):
-            if older < name:
-                self._work.discard(older)
-
-    def newest(self, target: Path) -> Path | None:
-        """The newest checkpoint that verifies, fetched into ``target``; None if there is none."""
-        for name in reversed(self._work.names(self._prefix)):
-            shutil.rmtree(target, ignore_errors=True)
-            try:
-                self._work.fetch(name, target)
-            except ArtifactError as error:
-                print(f"sft: {name} is damaged and left out: {error}", flush=True)
-                self._work.discard(name)  # a name is written once, and this step comes again
-                continue
-            print(f"sft: goes on from {name}", flush=True)
-            return target
-        return None
 
 
 def _metrics(records: Sequence[Mapping[str, object]], out: Path) -> dict[str, Metric]:
