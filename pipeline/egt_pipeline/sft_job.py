@@ -90,7 +90,7 @@ def _follow(process: subprocess.Popen[bytes], lines: "_Lines", stop: Path, stopp
             time.sleep(_POLL_SECONDS)
         lines.read()
     finally:
-        process.kill()  # torchrun's own children end at their next event, which nobody reads
+        process.kill()  # its children end with it
         process.wait()
 
 

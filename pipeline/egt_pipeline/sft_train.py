@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from egt_pipeline.contract.errors import EgtError, TaskError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.deepspeed_checkpoints import allow_their_classes
+from egt_pipeline.deepspeed_on_cpu import without_cuda
+from egt_pipeline.orphans import die_with_parent
 from egt_pipeline.preferences import Images
 from egt_pipeline.reward_model import MODEL_FOLDER, load_model, load_processor
 from egt_pipeline.sft_batches import Collator, Numbers, Order, RankBatches, Shares, plan_order
@@ -115,12 +118,9 @@ def _arguments(job: Job, shares: Shares) -> TrainingArguments:
 
 
 def _deepspeed(recipe: SFTRecipe, cuda: bool) -> dict[str, Any]:
-    import deepspeed
-
     allow_their_classes()
     if not cuda:
-        # On CPU DeepSpeed would compile a shared-memory all-reduce for minutes at first use; gloo serves.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        without_cuda(import_module("deepspeed.comm.torch"))
     return {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
@@ -214,6 +214,7 @@ def _losses(history: list[dict[str, Any]], order: Order, samples: list[Sample]) 
 
 def main(path: Path) -> int:
     """Run one process of the job in ``path``; its exit code."""
+    die_with_parent()  # a rank that waits for a dead one would wait for ever
     job = Job.model_validate_json(path.read_bytes())
     if int(os.environ["RANK"]) != 0:
         train(job, lambda _: None, job.stop.exists)

@@ -53,6 +53,8 @@ class Endpoint(Recipe):
     """Address of the service, up to and without /chat/completions."""
     api_key_env: Annotated[str, Placement] = "OPENAI_API_KEY"
     """Environment variable that holds the key; never the key itself."""
+    api_key_secret: Annotated[str | None, Placement, Field(max_length=253)] = None
+    """In a cluster: the Secret of the run's namespace that holds it, under the variable's name."""
     timeout_seconds: Annotated[float, Placement, Field(gt=0)] = 60.0
     """How long one request may take."""
     concurrency: Annotated[int, Placement, Field(ge=1, le=1024)] = 16

@@ -33,11 +33,13 @@ def chain(
     *,
     source_fingerprint: str | None,
     prepared: Mapping[str, str] | None,
+    prepared_digest: str | None = None,
 ) -> dict[StageName, Link]:
     """The links of the enabled stages, in the order of the graph.
 
     ``source_fingerprint`` tells prepare apart when files changed in place; ``prepared`` is the content of its manifest,
-    or None as long as it is not published. Raises TaskError when a stage needs a disabled one.
+    or None as long as it is not published. Who cannot see the sources gives ``prepared_digest``, as prepare said it.
+    Raises TaskError when a stage needs a disabled one.
     """
     links: dict[StageName, Link] = {}
     for stage in (stage for stage in STAGES if stage.name in recipes):
@@ -47,10 +49,13 @@ def chain(
         known = len(inputs) == len(needs)
         fingerprint = source_fingerprint if stage.name is StageName.PREPARE else None
         recipe = recipes[stage.name]
+        digest_ = link_digest(stage.name, recipe, inputs, fingerprint) if known else None
+        if stage.name is StageName.PREPARE and prepared_digest is not None:
+            digest_ = prepared_digest
         links[stage.name] = Link(
             stage.name,
             recipe,
-            link_digest(stage.name, recipe, inputs, fingerprint) if known else None,
+            digest_,
             inputs if known else None,
             fingerprint,
         )

@@ -12,6 +12,7 @@ from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.graph import StageName
 
 DIGEST_LENGTH = 16  # hex digits: 64 bits; at a million artifacts a clash has probability 3e-8
+PROGRESS_MARK = "egt-progress "  # begins a line of a stage's log; the rest is a Progress as JSON
 SUMMARY_BYTES = 4096  # what Kubernetes keeps of a termination message
 
 Metric = float | int | str | bool | None
@@ -61,12 +62,13 @@ class TaskFile(Record):
     """What one attempt of one stage is handed, as JSON, by ``python -m egt_pipeline STAGE --task FILE``.
 
     ``run_recipes`` holds the recipes of all enabled stages, for prepare only: it says what is published already.
+    ``digest`` is None for a prepare whose task was written where the sources cannot be seen; the stage finds it.
     ``{worker}`` in the two paths stands for the worker's number.
     """
 
     run: str
     stage: StageName
-    digest: str
+    digest: str | None
     revision: int
     recipe: dict[str, Any]
     inputs: dict[str, InputRef]
@@ -79,6 +81,12 @@ class TaskFile(Record):
     scratch: str
     summary_path: str | None = None
     progress_path: str | None = None
+
+    def known_digest(self) -> str:
+        """The digest of a task that has been identified."""
+        if self.digest is None:
+            raise RuntimeError(f"{self.stage}: its digest is not known yet")
+        return self.digest
 
 
 class FileEntry(Record):

@@ -9,7 +9,8 @@ import runpy
 import sys
 
 from egt_pipeline.contract.errors import EXIT_DONE, EgtError
-from egt_pipeline.openrlhf_entry.machine import die_with_parent, has_cuda
+from egt_pipeline.openrlhf_entry.machine import has_cuda
+from egt_pipeline.orphans import die_with_parent
 from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, arguments, current_run, logical_devices
 
 _OBJECT_STORE_BYTES = 200 * 2**20  # a rollout of 256 samples with their pixels; more of it spills to disk

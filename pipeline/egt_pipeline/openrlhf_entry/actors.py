@@ -19,8 +19,8 @@ from openrlhf.utils import get_tokenizer
 from egt_pipeline.contract.errors import StoppedError
 from egt_pipeline.deepspeed_checkpoints import allow_their_classes
 from egt_pipeline.openrlhf_entry.experience import ExperienceMaker, PlannedPrompts, in_planned_order, padding
-from egt_pipeline.openrlhf_entry.machine import die_with_parent
 from egt_pipeline.openrlhf_entry.training import ActorTrainer, InOrder, PreClipLoss
+from egt_pipeline.orphans import die_with_parent
 from egt_pipeline.rl_run import current_run
 
 

@@ -1,13 +1,11 @@
-"""What OpenRLHF takes for granted and a machine may not have: CUDA, flash-attn; and the end of orphans.
+"""What OpenRLHF takes for granted and a machine may not have: CUDA, flash-attn.
 
 ``install()`` runs first in every process of a run. It changes modules as they are imported, so it costs nothing for
 those that never are; on a machine with CUDA and flash-attn it changes nothing.
 """
 
-import ctypes
 import importlib.util
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,15 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when its parent dies; at once if the parent is no longer ``parent``."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if parent is not None and os.getppid() != parent:
-        os._exit(1)
+from egt_pipeline.deepspeed_on_cpu import without_cuda
 
 
 def has_cuda() -> bool:
@@ -70,10 +60,6 @@ def _promise_devices() -> None:
         setattr(torch.cuda, function.__name__, function)
 
 
-def _no_shared_memory_kernel(module: ModuleType) -> None:
-    module.build_shm_op = lambda: None  # type: ignore[attr-defined]  # two minutes of g++ for an optional speed-up
-
-
 def _deepspeed_on_cpu(module: ModuleType) -> None:
     mesh = module.init_device_mesh
     module.init_device_mesh = lambda _device, *rest, **names: mesh("cpu", *rest, **names)  # type: ignore[attr-defined]
@@ -98,7 +84,7 @@ def _gloo_instead_of_nccl(module: ModuleType) -> None:
 
 
 _ON_CPU: dict[str, Callable[[ModuleType], None]] = {
-    "deepspeed.comm.torch": _no_shared_memory_kernel,
+    "deepspeed.comm.torch": without_cuda,
     "openrlhf.utils.deepspeed.deepspeed": _deepspeed_on_cpu,
     "openrlhf.utils.distributed_util": _gloo_instead_of_nccl,
 }

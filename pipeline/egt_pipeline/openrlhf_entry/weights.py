@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from egt_pipeline.openrlhf_entry.machine import die_with_parent, has_cuda, install
+from egt_pipeline.openrlhf_entry.machine import has_cuda, install
+from egt_pipeline.orphans import die_with_parent
 
 _PATIENCE = datetime.timedelta(minutes=5)  # the other side may still be loading the model
 

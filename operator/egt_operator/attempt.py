@@ -1,0 +1,216 @@
+"""One attempt of one stage, followed from its creation to its end. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from egt_operator.api import EGTRun
+from egt_operator.api_status import Failure, FailureClass, GpuHours, StageProgress, StageStatus, Stopping
+from egt_operator.observe import HOPELESS, IMAGE, Cause, Job, Pod, Seen, observe
+from egt_operator.plan import Phase
+from egt_operator.render import gpus_of, pods_of
+from egt_operator.settings import Settings
+from egt_pipeline.contract.task import Progress, Summary
+
+_NEVER_AGAIN = ("UserError", "Deadline")
+_RETRY_FIELD: Mapping[FailureClass, str] = {
+    "OutOfMemory": "out_of_memory",
+    "NodeLost": "node_lost",
+    "Preempted": "preempted",
+    "Hang": "hang",
+    "BadInput": "bad_input",
+    "Unavailable": "unavailable",
+    "Crash": "crash",
+}
+_CLASS_OF_STOP: Mapping[Stopping, FailureClass] = {
+    "Hang": "Hang",
+    "Deadline": "Deadline",
+    "RankReplaced": "NodeLost",
+    "Deleted": "Preempted",
+}
+_POLL_SECONDS = 1.0  # while pods end
+_MESSAGE_CHARACTERS = 4000  # of a failed pod's last words; what Kubernetes keeps of them is about as long
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was seen of an attempt. ``active_seconds`` is what the run had spent before it."""
+
+    now: datetime
+    job: Job | None
+    pods: Sequence[Pod]
+    progress: Progress | None
+    active_seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """The stage as it is now, and what follows from it."""
+
+    stage: StageStatus
+    active_seconds: float
+    create: bool = False
+    delete: bool = False
+    summary: Summary | None = None
+    inputs_missing: bool = False
+    wake: datetime | None = None
+
+
+def follow(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settings) -> Step:
+    """What has become of the attempt that ``stage`` says is under way."""
+    if evidence.job is None:
+        return _without_job(run, stage, evidence, settings)
+    stage = stage.model_copy(update={"job_uid": evidence.job.uid})
+    seen = observe(evidence.job, evidence.pods, pods_of(run, stage.name))
+    if seen.state == "Succeeded":
+        ended, active = _ended(run, stage, evidence, wasted=False)
+        return Step(ended, active, summary=seen.summary)
+    if stage.stopping is not None:
+        return Step(stage, evidence.active_seconds, delete=True)
+    if seen.cause is not None:
+        return _failed(run, stage, evidence, seen.cause, settings)
+    stage, active = _clocked(run, stage, seen, evidence)
+    why, message = _must_stop(run, stage, seen, replace(evidence, active_seconds=active), settings)
+    if why == "Unstartable":
+        return _failed(run, stage, evidence, Cause("UserError", message), settings)
+    if why is not None:
+        stopped = stage.model_copy(update={"stopping": why, "reason": why, "message": message})
+        return Step(stopped, active, delete=True)
+    return Step(stage, active, wake=_next_deadline(run, stage, seen, active, settings))
+
+
+def _without_job(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settings) -> Step:
+    """The job is not made yet, or gone: by this operator's doing, or somebody else's."""
+    if stage.job_uid is None and stage.stopping is None:
+        if not wants_to_stop(run):
+            return Step(stage, evidence.active_seconds, create=True)
+        stage = stage.model_copy(update={"stopping": "Suspend"})
+    why = stage.stopping or "Deleted"
+    said = stage.message if stage.stopping else f"the PyTorchJob {stage.job} was deleted"
+    stage = stage.model_copy(update={"stopping": why, "message": said})
+    if any(pod.alive and not pod.lost for pod in evidence.pods):
+        return Step(stage, evidence.active_seconds, wake=evidence.now + timedelta(seconds=_POLL_SECONDS))
+    if why == "Suspend":
+        ended, active = _ended(run, stage, evidence, wasted=False)
+        waiting = {"phase": Phase.WAITING, "stopping": None, "reason": "Suspended", "message": None}
+        return Step(ended.model_copy(update=waiting), active)
+    return _failed(run, stage, evidence, Cause(_CLASS_OF_STOP[why], said or why), settings)
+
+
+def _clocked(run: EGTRun, stage: StageStatus, seen: Seen, evidence: Evidence) -> tuple[StageStatus, float]:
+    """The stage with its times and progress brought up to now, and the run's active seconds before this attempt."""
+    now, active = evidence.now, evidence.active_seconds
+    if seen.state != "Running":
+        if stage.running_since is not None:  # its queue has taken the place away, or a pod starts again
+            stage, active = _ended(run, stage, evidence, wasted=True)
+            stage = stage.model_copy(update={"queued_since": now})
+        return stage.model_copy(update={"reason": seen.reason, "message": seen.message}), active
+    if stage.running_since is None:
+        waited = (now - (stage.queued_since or now)).total_seconds()
+        created = max(pod.created for pod in evidence.pods)
+        stage = stage.model_copy(
+            update={
+                "running_since": now, "queued_since": None, "queue_seconds": (stage.queue_seconds or 0.0) + waited,
+                "progressed": now, "pods_created": created,
+            }
+        )  # fmt: skip
+    stage = stage.model_copy(update={"reason": None, "message": None})
+    found = evidence.progress
+    if found is not None and (stage.progress is None or found.done != stage.progress.done):
+        progress = StageProgress(done=found.done, total=found.total, unit=found.unit)
+        stage = stage.model_copy(update={"progress": progress, "progressed": now})
+    return stage, active
+
+
+def _must_stop(
+    run: EGTRun, stage: StageStatus, seen: Seen, evidence: Evidence, settings: Settings
+) -> tuple[Stopping | Literal["Unstartable"] | None, str]:
+    """Why the attempt cannot go on, if so, in one word and for people."""
+    now, spec = evidence.now, run.spec
+    if wants_to_stop(run):
+        return "Suspend", "spec.suspend is true"
+    if stage.pods_created and any(pod.created > stage.pods_created for pod in evidence.pods) and stage.running_since:
+        return "RankReplaced", "a pod was replaced while the others went on; all ranks start again together"
+    if _passed(stage.running_since, spec.active_deadline_seconds, now, evidence.active_seconds):
+        return "Deadline", f"the run was active for activeDeadlineSeconds: {spec.active_deadline_seconds}"
+    if _passed(stage.queued_since, spec.queue_deadline_seconds, now):
+        return "Deadline", f"waited for queueDeadlineSeconds: {spec.queue_deadline_seconds}: {seen.message}"
+    if stage.running_since and _passed(stage.progressed, spec.hang_deadline_seconds, now):
+        return "Hang", f"no progress for hangDeadlineSeconds: {spec.hang_deadline_seconds}"
+    if seen.reason in (*HOPELESS, *IMAGE) and _passed(stage.queued_since, settings.pending_seconds, now):
+        return "Unstartable", f"{seen.reason}: {seen.message}"
+    return None, ""
+
+
+def wants_to_stop(run: EGTRun) -> bool:
+    """True if the stage at work is to end now, after a checkpoint."""
+    return run.spec.suspend and run.spec.suspend_policy == "Immediate"
+
+
+def _passed(since: datetime | None, limit: float | None, now: datetime, before: float = 0.0) -> bool:
+    return since is not None and limit is not None and before + (now - since).total_seconds() >= limit
+
+
+def _next_deadline(run: EGTRun, stage: StageStatus, seen: Seen, active: float, settings: Settings) -> datetime | None:
+    """When the attempt has to be looked at again although nothing happens."""
+    spec, due = run.spec, []
+    if stage.running_since and spec.active_deadline_seconds is not None:
+        due.append(stage.running_since + timedelta(seconds=spec.active_deadline_seconds - active))
+    if stage.queued_since and spec.queue_deadline_seconds is not None:
+        due.append(stage.queued_since + timedelta(seconds=spec.queue_deadline_seconds))
+    if stage.running_since and stage.progressed:
+        due.append(stage.progressed + timedelta(seconds=spec.hang_deadline_seconds))
+    if stage.queued_since and seen.reason in (*HOPELESS, *IMAGE):
+        due.append(stage.queued_since + timedelta(seconds=settings.pending_seconds))
+    return min(due, default=None)
+
+
+def _ended(run: EGTRun, stage: StageStatus, evidence: Evidence, *, wasted: bool) -> tuple[StageStatus, float]:
+    """The stage with its pods no longer running, what they cost counted; and the run's active seconds."""
+    if stage.running_since is None:
+        return stage.model_copy(update={"queued_since": None}), evidence.active_seconds
+    seconds = (evidence.now - stage.running_since).total_seconds()
+    hours = seconds * gpus_of(run, stage.name) * pods_of(run, stage.name) / 3600
+    before = stage.gpu_hours or GpuHours()
+    spent = before.model_copy(update={"used": before.used + hours, "wasted": before.wasted + hours * wasted})
+    ended = stage.model_copy(update={"running_since": None, "queued_since": None, "gpu_hours": spent})
+    return ended, evidence.active_seconds + seconds
+
+
+def _failed(run: EGTRun, stage: StageStatus, evidence: Evidence, cause: Cause, settings: Settings) -> Step:
+    ended, active = _ended(run, stage, evidence, wasted=True)
+    stage = failed(run, ended, cause, evidence.now, settings)
+    # A pod that cannot start never ends by itself.
+    delete = cause.exit_code is None and cause.kind == "UserError"
+    return Step(stage, active, delete=delete, inputs_missing=cause.kind == "BadInput", wake=stage.next_attempt)
+
+
+def failed(run: EGTRun, stage: StageStatus, cause: Cause, now: datetime, settings: Settings) -> StageStatus:
+    """The stage after an attempt has failed: to be tried again after a pause, or given up."""
+    count = stage.retries.get(cause.kind, 0) + 1
+    limit = 0 if cause.kind in _NEVER_AGAIN else getattr(run.spec.retry, _RETRY_FIELD[cause.kind])
+    failure = Failure.model_validate(
+        {"class": cause.kind, "attempt": stage.attempt, "exit_code": cause.exit_code,
+         "message": cause.message[-_MESSAGE_CHARACTERS:], "time": now}
+    )  # fmt: skip
+    update = {
+        "retries": {**stage.retries, cause.kind: count}, "last_failure": failure, "stopping": None,
+        "queued_since": None, "progress": None,
+    }  # fmt: skip
+    if count > limit:
+        said = cause.message if limit == 0 else f"{cause.message} (tried {limit + 1} times)"
+        return stage.model_copy(
+            update={**update, "phase": Phase.FAILED, "finished": now, "reason": cause.kind, "message": said}
+        )
+    pause = backoff_seconds(sum(stage.retries.values()) + 1, cause.kind, settings)
+    again = {"phase": Phase.WAITING, "reason": cause.kind, "message": cause.message}
+    return stage.model_copy(update={**update, **again, "next_attempt": now + timedelta(seconds=pause)})
+
+
+def backoff_seconds(failures: int, kind: FailureClass, settings: Settings) -> float:
+    """The pause after so many failures of a stage: doubled each time, except after a failure that was not its own."""
+    if kind in ("Preempted", "NodeLost"):
+        return settings.backoff_seconds
+    exponent = min(failures - 1, 30)  # beyond it the limit holds in any case
+    return min(settings.backoff_seconds * 2.0**exponent, settings.backoff_limit_seconds)

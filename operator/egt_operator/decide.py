@@ -1,0 +1,233 @@
+"""What to do next for one run: a pure function of its spec, its status, and what was seen of its jobs and pods.
+
+The status is the only memory. It is written before anything is created, so a crash between any two calls loses nothing:
+the next look at the run goes on from what stands there. No clock runs here; every deadline is a stored time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from egt_operator.api import EGTRun
+from egt_operator.api_status import EGTRunStatus, GpuHours, StageStatus
+from egt_operator.attempt import Evidence, failed, follow
+from egt_operator.observe import Cause, Job, Pod
+from egt_operator.plan import Observed, Phase, Task, plan
+from egt_operator.render import Owner, gpus_of, job_name, pods_of
+from egt_operator.settings import Settings
+from egt_operator.status import said, with_stage
+from egt_pipeline.contract.chain import Link, chain
+from egt_pipeline.contract.graph import STAGES, StageName
+from egt_pipeline.contract.task import Progress, Summary
+
+TERMINAL = ("Complete", "Failed")
+_CLEANED_SECONDS = 15.0  # within it training-operator has removed the other pods of a failed job
+
+
+@dataclass(frozen=True)
+class World:
+    """What was seen of one run. ``refusals`` are reasons and messages why it cannot start, as an unknown queue."""
+
+    now: datetime
+    generation: int
+    owner: Owner
+    jobs: Mapping[str, Job]
+    pods: Sequence[Pod]
+    progress: Progress | None = None
+    refusals: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The status to write first, then what to delete and create, and when to look again without an event."""
+
+    status: EGTRunStatus
+    create: StageStatus | None = None
+    delete: tuple[Job, ...] = ()
+    wake: datetime | None = None
+    remove_run: bool = False
+
+
+def decide(run: EGTRun, world: World, settings: Settings) -> Decision:
+    """The next step of ``run`` as it is in the cluster, status included."""
+    status = _begun(run)
+    if run.spec.managed_by != "egt.dev/operator":
+        return Decision(status)
+    if status.phase in TERMINAL:
+        return _after_the_end(run, status, world)
+    active = next((stage for stage in status.stages if stage.phase is Phase.RUNNING), None)
+    decision = Decision(status)
+    if active is not None:
+        decision = _follow(run, status, active, world, settings)
+        status = decision.status
+    if all(stage.phase is not Phase.RUNNING for stage in status.stages):
+        decision = _start(run, decision, world, settings)
+    return replace(
+        decision, status=said(run, decision.status, now=world.now, generation=world.generation, refusals=world.refusals)
+    )
+
+
+def _begun(run: EGTRun) -> EGTRunStatus:
+    """The status of the run, with every stage named."""
+    status = run.status or EGTRunStatus()
+    if status.stages:
+        return status
+    enabled = run.recipes()
+    stages = (
+        StageStatus(name=stage.name, phase=Phase.WAITING if stage.name in enabled else Phase.DISABLED)
+        for stage in STAGES
+    )
+    return status.model_copy(update={"stages": tuple(stages)})
+
+
+def _follow(run: EGTRun, status: EGTRunStatus, active: StageStatus, world: World, settings: Settings) -> Decision:
+    """The active attempt as it is seen now; it may have ended."""
+    name = active.job or ""
+    evidence = Evidence(
+        now=world.now,
+        job=world.jobs.get(name),
+        pods=[pod for pod in world.pods if pod.job == name],
+        progress=world.progress,
+        active_seconds=status.active_seconds,
+    )
+    if evidence.job is not None and evidence.job.owner_uid != world.owner.uid:
+        cause = Cause("UserError", f"a PyTorchJob {name} exists and belongs to somebody else; rename it or this run")
+        return Decision(with_stage(status, failed(run, active, cause, world.now, settings)))
+    step = follow(run, active, evidence, settings)
+    status = with_stage(status, step.stage).model_copy(update={"active_seconds": step.active_seconds})
+    if step.summary is not None:
+        status = _succeeded(run, status, step.stage, step.summary, world.now)
+    elif step.inputs_missing:
+        status = _made_again(status)
+    delete = (evidence.job,) if step.delete and evidence.job is not None else ()
+    return Decision(status, create=step.stage if step.create else None, delete=delete, wake=step.wake)
+
+
+def _succeeded(run: EGTRun, status: EGTRunStatus, stage: StageStatus, summary: Summary, now: datetime) -> EGTRunStatus:
+    """The stage's output is published; what prepare found published already counts as well."""
+    metrics = {key: float(value) for key, value in summary.metrics.items() if isinstance(value, int | float)}
+    own = {key: value for key, value in metrics.items() if not key.startswith("published.")}
+    done = stage.model_copy(
+        update={
+            "phase": Phase.SUCCEEDED, "digest": summary.digest, "content": dict(summary.content), "metrics": own,
+            "finished": now, "reason": None, "message": None,
+        }
+    )  # fmt: skip
+    status = with_stage(status, done)
+    if stage.name is not StageName.PREPARE:
+        return status
+    links = links_of(run, status)
+    for other in status.stages:
+        if metrics.get(f"published.{other.name}") and other.phase is Phase.WAITING and links[other.name].digest:
+            status = with_stage(status, _reused(run, other, links[other.name], metrics, now))
+    return status
+
+
+def _reused(run: EGTRun, stage: StageStatus, link: Link, metrics: Mapping[str, float], now: datetime) -> StageStatus:
+    """A stage whose output an earlier run has published."""
+    prefix = f"published.{stage.name}."
+    found = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+    gpus = gpus_of(run, stage.name) * pods_of(run, stage.name)
+    hours = GpuHours(saved=found.pop("seconds", 0.0) * gpus / 3600)
+    return stage.model_copy(
+        update={"phase": Phase.SUCCEEDED, "digest": link.digest, "metrics": found, "finished": now, "gpu_hours": hours}
+    )
+
+
+def _made_again(status: EGTRunStatus) -> EGTRunStatus:
+    """An input was missing: prepare says anew what is published, and what is not runs again."""
+    for stage in status.stages:
+        if stage.phase is Phase.SUCCEEDED:
+            status = with_stage(status, stage.model_copy(update={"phase": Phase.WAITING, "finished": None}))
+    return status
+
+
+def links_of(run: EGTRun, status: EGTRunStatus) -> Mapping[StageName, Link]:
+    """The chain of the run, as far as prepare has said what it read."""
+    prepare = next(stage for stage in status.stages if stage.name is StageName.PREPARE)
+    known = prepare.digest if prepare.phase is Phase.SUCCEEDED else None
+    content = prepare.content if known else None
+    return chain(run.recipes(), source_fingerprint=None, prepared=content, prepared_digest=known)
+
+
+def _start(run: EGTRun, decision: Decision, world: World, settings: Settings) -> Decision:
+    """Begin the next stage, unless something says to wait."""
+    status = decision.status
+    links = links_of(run, status)
+    published = {Task(s.name, s.digest) for s in status.stages if s.phase is Phase.SUCCEEDED and s.digest}
+    wanted = plan(links, Observed(published, {}))
+    broken = any(stage.phase is Phase.FAILED for stage in status.stages)
+    stage = next((s for s in status.stages if any(task.stage is s.name for task in wanted.tasks)), None)
+    if stage is None or broken or run.spec.suspend or world.refusals:
+        return replace(decision, delete=(*decision.delete, *_left_over(world)) if broken else decision.delete)
+    wait = _not_before(stage, world, settings)
+    if wait is not None:
+        return replace(decision, wake=wait, delete=(*decision.delete, *_uncleaned(stage, world)))
+    return replace(decision, status=with_stage(status, begun := _begin(stage, links, world)), create=begun, wake=None)
+
+
+def _begin(stage: StageStatus, links: Mapping[StageName, Link], world: World) -> StageStatus:
+    """The stage with its next attempt decided."""
+    number = stage.attempt + 1
+    fresh = (
+        "job_uid",
+        "running_since",
+        "pods_created",
+        "progressed",
+        "progress",
+        "next_attempt",
+        "stopping",
+        "message",
+    )
+    # Only the pod of prepare sees the sources, so it says by what digest its output goes.
+    digest = None if stage.name is StageName.PREPARE else links[stage.name].digest
+    return stage.model_copy(
+        update={
+            **dict.fromkeys(fresh),
+            "phase": Phase.RUNNING,
+            "attempt": number,
+            "job": job_name(world.owner.name, stage.name, number),
+            "digest": digest,
+            "started": stage.started or world.now,
+            "queued_since": world.now,
+            "reason": "Starting",
+        }
+    )
+
+
+def _not_before(stage: StageStatus, world: World, settings: Settings) -> datetime | None:
+    """When the next attempt may begin; None: now. Pods of an earlier one must be gone, or lost for good."""
+    if stage.next_attempt is not None and stage.next_attempt > world.now:
+        return stage.next_attempt
+    alive = [pod for pod in world.pods if pod.alive]
+    if not alive:
+        return None
+    since = stage.last_failure.time if stage.last_failure else world.now
+    given_up = since + timedelta(seconds=settings.lost_node_seconds)
+    if all(pod.lost or pod.deleted for pod in alive) and given_up <= world.now:
+        return None
+    return min(max(given_up, world.now + timedelta(seconds=1)), world.now + timedelta(seconds=_CLEANED_SECONDS))
+
+
+def _uncleaned(stage: StageStatus, world: World) -> tuple[Job, ...]:
+    """Jobs whose pods live on although their attempt has failed, once training-operator had its time to end them."""
+    since = stage.last_failure.time if stage.last_failure else world.now
+    if world.now - since < timedelta(seconds=_CLEANED_SECONDS):
+        return ()
+    return _left_over(world)
+
+
+def _left_over(world: World) -> tuple[Job, ...]:
+    alive = {pod.job for pod in world.pods if pod.alive and not pod.deleted}
+    return tuple(job for job in world.jobs.values() if job.name in alive and job.owner_uid == world.owner.uid)
+
+
+def _after_the_end(run: EGTRun, status: EGTRunStatus, world: World) -> Decision:
+    """A finished run is never planned again: what still runs of it ends, and after its time to live it is removed."""
+    ttl = run.spec.ttl.complete_seconds if status.phase == "Complete" else run.spec.ttl.failed_seconds
+    ended = next(c.last_transition_time for c in status.conditions if c.type == status.phase)
+    decision = Decision(status, delete=_left_over(world))
+    if ttl is None:
+        return decision
+    due = ended + timedelta(seconds=ttl)
+    return replace(decision, remove_run=True) if due <= world.now else replace(decision, wake=due)

@@ -1,0 +1,237 @@
+"""What PyTorchJobs and their pods say of an attempt, in our own words. Pure.
+
+A PyTorchJob's conditions only say that something failed; why it did stands in its pods. Every cause becomes one class,
+and the class decides whether and how often a stage is tried again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from egt_operator.api_status import FailureClass
+from egt_operator.render import ATTEMPT_LABEL, CONTAINER, STAGE_LABEL
+from egt_pipeline.contract.errors import ArtifactError, DiskFullError, StoppedError, TaskError, UnavailableError
+from egt_pipeline.contract.graph import StageName
+from egt_pipeline.contract.task import Summary
+
+State = Literal["Queued", "Pending", "Running", "Succeeded", "Failed"]
+KILLED = 137
+
+# Reasons of a waiting container that no waiting cures; a kubelet tries image pulls again, so they get some time.
+HOPELESS = ("InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError")
+IMAGE = ("ErrImagePull", "ImagePullBackOff")
+_BY_EXIT_CODE: Mapping[int, FailureClass] = {
+    TaskError.exit_code: "UserError",
+    ArtifactError.exit_code: "BadInput",
+    UnavailableError.exit_code: "Unavailable",
+    DiskFullError.exit_code: "UserError",
+    # Somebody asked the process to stop, and it was not this operator: its node is drained or its place is taken.
+    StoppedError.exit_code: "Preempted",
+}
+_BY_DISRUPTION: Mapping[str, FailureClass] = {
+    "DeletionByTaintManager": "NodeLost",
+    "DeletionByPodGC": "NodeLost",
+    "PreemptionByScheduler": "Preempted",
+    "EvictionByEvictionAPI": "Preempted",
+    "TerminationByKubelet": "Preempted",
+}
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One pod of an attempt."""
+
+    name: str
+    job: str
+    created: datetime
+    phase: str
+    deleted: bool = False
+    node: str | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    """Why its container waits or ended, or why the pod was evicted."""
+    message: str = ""
+    """Its last words, or what the cluster says about it."""
+    unschedulable: str = ""
+    disruption: str = ""
+    """Reason of the DisruptionTarget condition."""
+    lost: bool = False
+    """True while its node does not answer."""
+
+    @property
+    def alive(self) -> bool:
+        """True while it may still write somewhere."""
+        return self.phase not in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One PyTorchJob, which is one attempt of one stage."""
+
+    name: str
+    uid: str
+    stage: StageName
+    attempt: int
+    owner_uid: str
+    suspended: bool = False
+    outcome: Literal["Succeeded", "Failed"] | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why an attempt failed."""
+
+    kind: FailureClass
+    message: str
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an attempt is doing."""
+
+    state: State
+    reason: str = ""
+    message: str = ""
+    summary: Summary | None = None
+    cause: Cause | None = None
+    alive: int = field(default=0)
+    """Pods that may still write somewhere."""
+
+
+def parse_pod(body: Mapping[str, Any]) -> Pod:
+    """A pod as the API server gives it."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    conditions = {found["type"]: found for found in status.get("conditions") or ()}
+    scheduled, ready = conditions.get("PodScheduled", {}), conditions.get("Ready", {})
+    exit_code, reason, message = _container(status)
+    return Pod(
+        name=metadata["name"],
+        job=metadata["labels"].get("training.kubeflow.org/job-name", ""),
+        created=_time(metadata["creationTimestamp"]),
+        phase=status.get("phase", "Pending"),
+        deleted="deletionTimestamp" in metadata,
+        node=body.get("spec", {}).get("nodeName"),
+        exit_code=exit_code,
+        reason=reason or status.get("reason", ""),
+        message=message or status.get("message", ""),
+        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+        disruption=conditions.get("DisruptionTarget", {}).get("reason", ""),
+        lost=ready.get("reason") == "NodeStatusUnknown" or status.get("reason") == "NodeLost",
+    )
+
+
+def _container(status: Mapping[str, Any]) -> tuple[int | None, str, str]:
+    """Exit code, reason and message of the container of ours, else of what keeps it from starting."""
+    ours = [c for c in status.get("containerStatuses") or () if c["name"] == CONTAINER]
+    for found in [*ours, *(status.get("initContainerStatuses") or ())]:
+        state = found.get("state") or {}
+        if (ended := state.get("terminated")) and (found["name"] == CONTAINER or ended["exitCode"]):
+            return ended["exitCode"], ended.get("reason", ""), ended.get("message", "")
+        waiting = state.get("waiting") or {}
+        if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            return None, waiting["reason"], waiting.get("message", "")
+    return None, "", ""
+
+
+def parse_job(body: Mapping[str, Any]) -> Job:
+    """A PyTorchJob as the API server gives it."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    true = {found["type"]: found for found in status.get("conditions") or () if found["status"] == "True"}
+    outcome = "Succeeded" if "Succeeded" in true else "Failed" if "Failed" in true else None
+    owners = [owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")]
+    return Job(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        stage=StageName(metadata["labels"][STAGE_LABEL]),
+        attempt=int(metadata["labels"][ATTEMPT_LABEL]),
+        owner_uid=owners[0]["uid"] if owners else "",
+        suspended=bool(body["spec"].get("runPolicy", {}).get("suspend")),
+        outcome=outcome,  # type: ignore[arg-type]
+        message=true[outcome].get("message", "") if outcome else "",
+    )
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def observe(job: Job, pods: Sequence[Pod], expected: int) -> Seen:
+    """What the attempt does, of ``expected`` pods.
+
+    An ended pod says more than its job, which hears of it later; the first rank's summary is the stage's.
+    """
+    alive = sum(pod.alive for pod in pods)
+    failed = [pod for pod in pods if pod.phase == "Failed" or (pod.alive and (pod.disruption or pod.lost))]
+    if failed and job.outcome != "Succeeded":
+        return Seen("Failed", cause=cause_of(_worst(failed)), alive=alive)
+    first = next((pod for pod in pods if pod.name.endswith("-master-0")), None)
+    if first is not None and first.phase == "Succeeded":
+        return _ended_well(first, alive)
+    if job.outcome == "Failed":
+        return Seen("Failed", cause=Cause("Crash", job.message or "the job failed without a trace"), alive=alive)
+    if job.outcome == "Succeeded":
+        # Its pod was removed before it was read. What it published is found by the next attempt.
+        return Seen("Failed", cause=Cause("Crash", "the pod was removed before its last words were read"), alive=alive)
+    if job.suspended:
+        return Seen("Queued", "Queued", "waits for its queue to admit it", alive=alive)
+    return _waiting(pods, expected, alive)
+
+
+def _ended_well(first: Pod, alive: int) -> Seen:
+    try:
+        summary = Summary.model_validate_json(first.message)
+    except ValidationError:
+        cause = Cause("Crash", f"{first.name}: ended without a summary: {first.message[-500:]!r}", first.exit_code)
+        return Seen("Failed", cause=cause, alive=alive)
+    return Seen("Succeeded", summary=summary, alive=alive)
+
+
+def _waiting(pods: Sequence[Pod], expected: int, alive: int) -> Seen:
+    for pod in pods:
+        if pod.reason in HOPELESS or pod.reason in IMAGE:
+            return Seen("Pending", pod.reason, f"{pod.name}: {pod.message or pod.reason}", alive=alive)
+    for pod in pods:
+        if pod.unschedulable:
+            return Seen("Pending", "Unschedulable", f"{pod.name}: {pod.unschedulable}", alive=alive)
+    running = sum(pod.phase == "Running" for pod in pods)
+    if len(pods) >= expected and running == alive and running:
+        return Seen("Running", alive=alive)
+    return Seen("Pending", "Starting", f"{running} of {expected} pods run", alive=alive)
+
+
+def _worst(failed: Sequence[Pod]) -> Pod:
+    """The pod that says most about why: what a rank said itself before what others were told by its end."""
+    order: list[FailureClass] = ["UserError", "OutOfMemory", "BadInput", "NodeLost", "Preempted", "Unavailable"]
+    rank = {kind: place for place, kind in enumerate(order)}
+    return min(failed, key=lambda pod: (rank.get(cause_of(pod).kind, len(order)), pod.name))
+
+
+def cause_of(pod: Pod) -> Cause:
+    """Why a pod failed, by its own traces: the cluster's reasons before the exit code."""
+    said = _last_words(pod)
+    if pod.disruption:
+        kind = _BY_DISRUPTION.get(pod.disruption, "Preempted")
+        return Cause(kind, f"{pod.name} on {pod.node}: {pod.disruption}", pod.exit_code)
+    if pod.lost or pod.reason in ("NodeLost", "ContainerStatusUnknown", "NodeShutdown", "Terminated"):
+        return Cause("NodeLost", f"{pod.name}: its node {pod.node} was lost", pod.exit_code)
+    if pod.reason == "OOMKilled":
+        return Cause("OutOfMemory", f"{pod.name}: killed for memory; give the stage more memory", pod.exit_code)
+    if pod.reason in ("Evicted", "Preempting", "Preempted"):
+        return Cause("Preempted", f"{pod.name}: {pod.reason}: {pod.message}", pod.exit_code)
+    if pod.exit_code is None:
+        return Cause("Crash", f"{pod.name}: {pod.reason or 'failed'}: {pod.message}")
+    kind = _BY_EXIT_CODE.get(pod.exit_code, "Crash")
+    return Cause(kind, f"{pod.name}: {said or f'exit code {pod.exit_code}'}", pod.exit_code)
+
+
+def _last_words(pod: Pod) -> str:
+    """The message of the stage's summary if there is one, else the end of its log."""
+    try:
+        return Summary.model_validate_json(pod.message).message
+    except ValidationError:
+        return pod.message.strip()

@@ -1,0 +1,77 @@
+"""What the chart tells the operator, as variables ``EGT_<FIELD>``; nothing of it changes what is computed."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_PREFIX = "EGT_"
+
+
+class Settings(BaseModel):
+    """How the operator works; each field is a value of the chart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    image: str = Field(min_length=1)
+    """Image of the pipeline, by digest in production: what every stage runs in."""
+    image_pull_policy: str = "IfNotPresent"
+    """When nodes pull it."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Secrets of the run's namespace that hold registry credentials."""
+    service_account: str = "default"
+    """ServiceAccount of the pods of runs; it needs no permission, and its token is not mounted."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces whose runs are reconciled; empty: all."""
+    workers: int = Field(default=8, ge=1)
+    """Runs that are reconciled side by side."""
+    requests_per_second: float = Field(default=200, gt=0)
+    """Requests to the API server, on average."""
+    burst: int = Field(default=400, ge=1)
+    """Requests that may come at once."""
+    resync_seconds: float = Field(default=300, gt=0)
+    """Every run is looked at this often, whatever the watches say."""
+    progress_seconds: float = Field(default=30, gt=0)
+    """How often the progress of a running stage is read from its log."""
+    grace_seconds: int = Field(default=120, ge=1)
+    """Between SIGTERM and SIGKILL of a stage: time for a checkpoint."""
+    lost_node_seconds: float = Field(default=300, ge=0)
+    """A pod on a node that does not answer is given up after this long."""
+    pending_seconds: float = Field(default=120, ge=0)
+    """An image or secret that cannot be had fails a stage after this long."""
+    backoff_seconds: float = Field(default=10, gt=0)
+    """Pause before the second attempt; it doubles from attempt to attempt."""
+    backoff_limit_seconds: float = Field(default=600, gt=0)
+    """Longest pause between two attempts."""
+    scratch_size: str = "100Gi"
+    """Size of the scratch volume of a pod."""
+    shared_memory_size: str = "8Gi"
+    """Size of /dev/shm: what ranks of one node exchange data through."""
+    cache_claim: str = ""
+    """PersistentVolumeClaim of the run's namespace that keeps downloaded weights; empty: each pod loads them anew."""
+    pod_security_user: int = Field(default=65532, ge=1)
+    """User and group of the pods of runs."""
+    metrics_port: int = Field(default=8080, ge=0, le=65535)
+    """Where /metrics listens; 0: any free port."""
+    health_port: int = Field(default=8081, ge=0, le=65535)
+    """Where /healthz listens."""
+    stale_seconds: float = Field(default=900, gt=0)
+    """The operator is not alive when it has heard nothing from a watch for this long."""
+    lease_name: str = "egt-operator"
+    """Lease that the replicas compete for."""
+    lease_namespace: str = "default"
+    """Namespace of the lease: the operator's own."""
+    identity: str = Field(default_factory=lambda: os.environ.get("HOSTNAME", "egt-operator"))
+    """Name of this replica in the lease: its pod."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """The settings in ``environment``; lists are JSON. Raises ValidationError naming what is wrong."""
+        values: dict[str, Any] = {}
+        for name in cls.model_fields:
+            text = environment.get(_PREFIX + name.upper())
+            if text is not None:
+                values[name] = json.loads(text) if text.startswith("[") else text
+        return cls.model_validate(values)
