@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -104,7 +105,10 @@ def digits_place(folder: Path, *, sizes: dict[str, int] | None = None, **stages:
     place.egt("data", "digits", "data", *(word for name, n in counts.items() for word in (f"--{name}", str(n))))
     place.egt("model", "tiny", "model")
     with (folder / "teacher.log").open("w") as log:
-        teacher = subprocess.Popen([EGT, "data", "teacher", "--port", str(port)], cwd=folder, stdout=log, stderr=log)
+        # Its classifier learns at start: with as many threads as cores, and these in use, that takes minutes.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [EGT, "data", "teacher", "--port", str(port)]
+        teacher = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
     try:
         wait_for(f"http://127.0.0.1:{port}/v1/models", teacher)
         yield place

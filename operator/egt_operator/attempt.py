@@ -61,8 +61,9 @@ def follow(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settin
     """What has become of the attempt that ``stage`` says is under way."""
     if evidence.job is None:
         return _without_job(run, stage, evidence, settings)
-    stage = stage.model_copy(update={"job_uid": evidence.job.uid})
     seen = observe(evidence.job, evidence.pods, pods_of(run, stage.name))
+    if seen.reason != "Starting":  # each stage would cost one write more
+        stage = stage.model_copy(update={"job_uid": evidence.job.uid})
     if seen.state == "Succeeded":
         ended, active = _ended(run, stage, evidence, wasted=False)
         return Step(ended, active, summary=seen.summary)
@@ -105,7 +106,8 @@ def _clocked(run: EGTRun, stage: StageStatus, seen: Seen, evidence: Evidence) ->
         if stage.running_since is not None:  # its queue has taken the place away, or a pod starts again
             stage, active = _ended(run, stage, evidence, wasted=True)
             stage = stage.model_copy(update={"queued_since": now})
-        return stage.model_copy(update={"reason": seen.reason, "message": seen.message}), active
+        message = None if seen.reason == "Starting" else seen.message
+        return stage.model_copy(update={"reason": seen.reason, "message": message}), active
     if stage.running_since is None:
         waited = (now - (stage.queued_since or now)).total_seconds()
         created = max(pod.created for pod in evidence.pods)

@@ -231,3 +231,12 @@ def _after_the_end(run: EGTRun, status: EGTRunStatus, world: World) -> Decision:
         return decision
     due = ended + timedelta(seconds=ttl)
     return replace(decision, remove_run=True) if due <= world.now else replace(decision, wake=due)
+
+
+def refused(run: EGTRun, decision: Decision, world: World, message: str, settings: Settings) -> EGTRunStatus:
+    """The status after the API server has refused to make the next job: it would refuse it again."""
+    if decision.create is None:
+        return decision.status
+    cause = Cause("UserError", f"the API server refused the PyTorchJob: {message}")
+    status = with_stage(decision.status, failed(run, decision.create, cause, world.now, settings))
+    return said(run, status, now=world.now, generation=world.generation, refusals=())

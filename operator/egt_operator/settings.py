@@ -54,11 +54,7 @@ class Settings(BaseModel):
     pod_security_user: int = Field(default=65532, ge=1)
     """User and group of the pods of runs."""
     metrics_port: int = Field(default=8080, ge=0, le=65535)
-    """Where /metrics listens; 0: any free port."""
-    health_port: int = Field(default=8081, ge=0, le=65535)
-    """Where /healthz listens."""
-    stale_seconds: float = Field(default=900, gt=0)
-    """The operator is not alive when it has heard nothing from a watch for this long."""
+    """Where /metrics and /healthz listen; 0: any free port."""
     lease_name: str = "egt-operator"
     """Lease that the replicas compete for."""
     lease_namespace: str = "default"

@@ -1,9 +1,11 @@
 """What a run's status says as a whole, for people and for ``kubectl wait``. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from pydantic import ValidationError
 
 from egt_operator.api import EGTRun
 from egt_operator.api_status import Condition, EGTRunStatus, StageStatus
@@ -48,6 +50,18 @@ def said(run: EGTRun, status: EGTRunStatus, *, now: datetime, generation: int, r
             "conditions": _conditions(status.conditions, verdict, refusals, now=now, generation=generation),
         }
     )
+
+
+def invalid(body: Mapping[str, Any], error: ValidationError, now: datetime) -> EGTRunStatus:
+    """The status of a run that this operator cannot read; nothing is started for it."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    before = EGTRunStatus.model_validate(body.get("status") or {})
+    refusals = [("Invalid", f"{place}: {first['msg']}")]
+    verdict = Verdict("Pending", *refusals[0])
+    generation = body["metadata"].get("generation", 1)
+    found = _conditions(before.conditions, verdict, refusals, now=now, generation=generation)
+    return before.model_copy(update={"observed_generation": generation, "phase": "Pending", "conditions": found})
 
 
 def _verdict(run: EGTRun, status: EGTRunStatus, refusals: Refusals) -> Verdict:

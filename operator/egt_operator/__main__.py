@@ -1,0 +1,128 @@
+"""``python -m egt_operator``: the operator. Settings come from the environment, see settings.py."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+
+import kopf
+from aiohttp import web
+from kubernetes.aio import config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.leaderelection.electionconfig import Config
+from kubernetes.aio.leaderelection.leaderelection import LeaderElection
+from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ValidationError
+
+from egt_operator.cluster import Bucket, Cluster
+from egt_operator.controller import Controller
+from egt_operator.handlers import Handlers, kopf_settings
+from egt_operator.settings import Settings
+from egt_operator.telemetry import JsonLines, Telemetry
+
+# As client-go's defaults: a leader that cannot renew for ten seconds gives up before another may begin.
+_LEASE_SECONDS, _RENEW_SECONDS, _RETRY_SECONDS = 15, 10, 2
+log = logging.getLogger("egt_operator")
+
+
+class Operator:
+    """One replica: serves metrics and health, waits for the lease, and then works."""
+
+    def __init__(self, settings: Settings, client: ApiClient) -> None:
+        self._settings = settings
+        self._client = client
+        self.telemetry = Telemetry()
+        cluster = Cluster(client, Bucket(settings.requests_per_second, settings.burst))
+        self._controller = Controller(cluster, settings, self.telemetry, lambda: datetime.now(UTC))
+        self._handlers = Handlers(self._controller)
+        self.stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until the lease is lost or the process is asked to stop."""
+        runner = await self._serve()
+        lock = LeaseLock(
+            self._settings.lease_name, self._settings.lease_namespace, self._settings.identity, self._client
+        )
+        election = LeaderElection(Config(lock, _LEASE_SECONDS, _RENEW_SECONDS, _RETRY_SECONDS, self._lead, self._lost))
+        tasks = [asyncio.create_task(election.run()), asyncio.create_task(self.stopped.wait())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await runner.cleanup()
+
+    async def _lead(self) -> None:
+        log.info("leads as %s", self._settings.identity)
+        try:
+            await self._controller.refresh()
+            await asyncio.gather(
+                self._watch(),
+                self._controller.resync(),
+                *(self._controller.work() for _ in range(self._settings.workers)),
+            )
+        except Exception:
+            log.exception("ends; another replica or the next start goes on")
+            self.stopped.set()
+
+    async def _watch(self) -> None:
+        namespaces = self._settings.namespaces
+        await kopf.operator(
+            registry=self._handlers.registry,
+            settings=kopf_settings(),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+        )
+        log.info("the watches have ended")
+        self.stopped.set()
+
+    async def _lost(self) -> None:
+        log.error("the lease is lost")
+        self.stopped.set()
+
+    async def _serve(self) -> web.AppRunner:
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._health)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, port=self._settings.metrics_port)
+        await site.start()
+        log.info("serves /metrics and /healthz on port %s", self._settings.metrics_port)
+        return runner
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        self.telemetry.watch_age.set(self._handlers.age_seconds())
+        return web.Response(
+            body=generate_latest(self.telemetry.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    async def _health(self, _: web.Request) -> web.Response:
+        if self._controller.stale:
+            return web.Response(status=500, text="the watches miss what happens in the cluster\n")
+        return web.Response(text="ok\n")
+
+
+async def main() -> None:
+    """Run one replica until it is stopped."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    try:
+        settings = Settings.from_environment(os.environ)
+    except ValidationError as error:
+        sys.exit("\n".join(f"EGT_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()))
+    await config.load_config()  # type: ignore[no-untyped-call]
+    async with ApiClient() as client:
+        operator = Operator(settings, client)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, operator.stopped.set)
+        await operator.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

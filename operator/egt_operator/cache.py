@@ -1,0 +1,90 @@
+"""What the operator knows of runs, jobs and pods; a late event never replaces something newer."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from egt_operator.observe import Job, Pod, parse_job, parse_pod
+from egt_operator.render import RUN_LABEL
+
+Body = Mapping[str, Any]
+Kind = Literal["run", "job", "pod"]
+KINDS: tuple[Kind, ...] = ("job", "pod", "run")  # a run is looked at when the rest of it is known
+
+
+@dataclass(frozen=True)
+class _Known:
+    version: int
+    value: Any
+
+
+def run_key(kind: Kind, body: Body) -> str | None:
+    """The run that an object is or belongs to, as namespace/name; None if it is none of ours."""
+    metadata = body["metadata"]
+    name = metadata["name"] if kind == "run" else (metadata.get("labels") or {}).get(RUN_LABEL)
+    return f"{metadata['namespace']}/{name}" if name else None
+
+
+class Cache:
+    """Runs as they came, jobs and pods parsed, by the key of their run."""
+
+    def __init__(self) -> None:
+        self._known: dict[Kind, dict[str, dict[str, _Known]]] = {kind: defaultdict(dict) for kind in KINDS}
+
+    def keys(self) -> list[str]:
+        """Every run."""
+        return list(self._known["run"])
+
+    def run(self, key: str) -> dict[str, Any] | None:
+        """The run as the API server gave it."""
+        found = self._known["run"].get(key)
+        return max(found.values(), key=lambda known: known.version).value if found else None
+
+    def jobs(self, key: str) -> Mapping[str, Job]:
+        """The jobs of a run by name."""
+        return {known.value.name: known.value for known in self._known["job"].get(key, {}).values()}
+
+    def pods(self, key: str) -> list[Pod]:
+        """The pods of a run."""
+        return [known.value for known in self._known["pod"].get(key, {}).values()]
+
+    def keep(self, kind: Kind, body: Body, *, gone: bool = False) -> str | None:
+        """Remember an object, or that it is gone; the key of its run if that is news."""
+        key = run_key(kind, body)
+        if key is None:
+            return None
+        uid, version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
+        known = self._known[kind][key]
+        if uid in known and version <= known[uid].version and not gone:
+            return None
+        if gone:
+            known.pop(uid, None)
+            if not known:
+                del self._known[kind][key]
+        else:
+            known[uid] = _Known(version, _PARSE[kind](body))
+        return key
+
+    def compare(self, kind: Kind, bodies: Iterable[Body], version: int) -> list[str]:
+        """Bring one kind in line with a list of all its objects, made at ``version``; the keys of what was missed."""
+        listed, missed = set(), []
+        for body in bodies:
+            listed.add(body["metadata"]["uid"])
+            if key := self.keep(kind, body):
+                missed.append(key)
+        for key, known in list(self._known[kind].items()):
+            for uid in [uid for uid, old in known.items() if uid not in listed and old.version <= version]:
+                del known[uid]
+                missed.append(key)
+            if not known:
+                del self._known[kind][key]
+        return missed
+
+    def forget(self, key: str) -> None:
+        """The run is gone, with all that belonged to it."""
+        for known in self._known.values():
+            known.pop(key, None)
+
+
+_PARSE: Mapping[Kind, Callable[[Body], Any]] = {"run": dict, "job": parse_job, "pod": parse_pod}

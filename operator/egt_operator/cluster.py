@@ -1,0 +1,225 @@
+"""The only calls to the API server, and the permissions they need; objects are plain dicts, as the API gives them.
+
+Watching is kopf's (see handlers); what is read here is read because a decision needs it fresh or seldom.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.exceptions import ApiException
+
+from egt_operator.api import GROUP, VERSION
+from egt_operator.cache import Kind
+from egt_operator.render import RUN_LABEL
+
+Body = dict[str, Any]
+RUNS = f"/apis/{GROUP}/{VERSION}/namespaces/{{namespace}}/egtruns/{{name}}"
+JOBS = "/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs"
+PODS = "/api/v1/namespaces/{namespace}/pods"
+EVENTS = "/api/v1/namespaces/{namespace}/events"
+QUEUES = "/apis/kueue.x-k8s.io/v1beta1/namespaces/{namespace}/localqueues"
+LISTS: Mapping[Kind, str] = {
+    "run": f"/apis/{GROUP}/{VERSION}{{scope}}/egtruns",
+    "job": "/apis/kubeflow.org/v1{scope}/pytorchjobs",
+    "pod": "/api/v1{scope}/pods",
+}
+PAGE = 500  # objects of one answer
+REQUEST_SECONDS = 30.0  # a request that takes longer has most likely lost its connection
+LOG_BYTES = 64 * 2**10  # of a log's end: progress is said every ten seconds
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of RBAC: what the operator may do, and what it does it for."""
+
+    group: str
+    resource: str
+    verbs: tuple[str, ...]
+    why: str
+
+
+RULES = (
+    Rule(
+        GROUP, "egtruns", ("get", "list", "watch", "delete"), "runs are watched, and removed after their time to live"
+    ),
+    Rule(GROUP, "egtruns/status", ("patch",), "what was seen of a run is its only memory"),
+    Rule(
+        GROUP, "egtruns/finalizers", ("update",), "its jobs block its deletion (OwnerReferencesPermissionEnforcement)"
+    ),
+    Rule(
+        "kubeflow.org", "pytorchjobs", ("get", "list", "watch", "create", "delete"), "one for each attempt of a stage"
+    ),
+    Rule("", "pods", ("list", "watch"), "why an attempt failed stands in its pods"),
+    Rule("", "pods/log", ("get",), "the progress of a stage stands in its log"),
+    Rule("", "events", ("create",), "what happened, for kubectl describe"),
+    Rule("kueue.x-k8s.io", "localqueues", ("get",), "a queue that does not exist is said at once"),
+    Rule("coordination.k8s.io", "leases", ("get", "create", "update"), "one replica works at a time"),
+)
+
+
+class Conflict(Exception):  # noqa: N818 - what happened, not a fault
+    """Somebody else has written the object, or made one of that name."""
+
+
+class Refused(Exception):  # noqa: N818
+    """The API server takes the object or the request for wrong, or does not allow it; again would end alike."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Bucket:
+    """Requests by rate: ``rate`` a second on average, ``burst`` at once."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate, self._burst = rate, burst
+        self._tokens, self._at = float(burst), time.monotonic()
+
+    async def take(self) -> None:
+        """Returns when a request may be sent; requests that wait go in the order they came."""
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate) - 1
+        self._at = now
+        if self._tokens < 0:
+            await asyncio.sleep(-self._tokens / self._rate)
+
+
+class Cluster:
+    """The API server. Raises Conflict, Refused, or ApiException and OSError where another try may help."""
+
+    def __init__(self, client: ApiClient, bucket: Bucket) -> None:
+        self._client, self._bucket = client, bucket
+
+    async def list_all(self, kind: Kind, namespaces: Sequence[str]) -> tuple[list[Body], int]:
+        """Every object of a kind that could be ours, and the version of the cluster that the list is of."""
+        found: list[Body] = []
+        version = 0
+        for scope in [f"/namespaces/{name}" for name in namespaces] or [""]:
+            query = {"limit": PAGE, **({} if kind == "run" else {"labelSelector": RUN_LABEL})}
+            while True:
+                page = json.loads(await self._text("GET", LISTS[kind].format(scope=scope), query=query))
+                version = int(page["metadata"]["resourceVersion"])
+                # A list leaves out what is the same of all its objects.
+                found += [{"apiVersion": page["apiVersion"], "kind": page["kind"][:-4], **one} for one in page["items"]]
+                if not page["metadata"].get("continue"):
+                    break
+                query = {**query, "continue": page["metadata"]["continue"]}
+        return found, version
+
+    async def run(self, namespace: str, name: str) -> Body | None:
+        """An EGTRun, None if there is none."""
+        return await self._get(RUNS.format(namespace=namespace, name=name))
+
+    async def write_status(self, run: Body, status: Body) -> Body:
+        """The run with ``status``. Raises Conflict if it is no longer as it was in ``run``."""
+        metadata = run["metadata"]
+        path = RUNS.format(namespace=metadata["namespace"], name=metadata["name"]) + "/status"
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": status}
+        return await self._call("PATCH", path, body, content="application/merge-patch+json")
+
+    async def remove_run(self, namespace: str, name: str, uid: str) -> None:
+        """Delete a run; its jobs follow it."""
+        await self._delete(RUNS.format(namespace=namespace, name=name), uid)
+
+    async def job(self, namespace: str, name: str) -> Body | None:
+        """A PyTorchJob, None if there is none."""
+        return await self._get(f"{JOBS.format(namespace=namespace)}/{name}")
+
+    async def create_job(self, job: Body) -> Body:
+        """The job as it was created. Raises Conflict if there is one of that name."""
+        return await self._call("POST", JOBS.format(namespace=job["metadata"]["namespace"]), job)
+
+    async def delete_job(self, namespace: str, name: str, uid: str) -> None:
+        """Delete that very job, its pods with it; nothing happens if it is gone."""
+        await self._delete(f"{JOBS.format(namespace=namespace)}/{name}", uid)
+
+    async def log_end(self, namespace: str, pod: str) -> str:
+        """The end of a pod's log; empty if it has none yet."""
+        path = f"{PODS.format(namespace=namespace)}/{pod}/log"
+        try:
+            return await self._text(
+                "GET", path, query={"container": "pytorch", "tailLines": "40", "limitBytes": LOG_BYTES}
+            )
+        except ApiException as error:
+            if error.status in (400, 404):  # the container has not started, or the pod is gone
+                return ""
+            raise
+
+    async def has_queue(self, namespace: str, name: str) -> bool:
+        """True if Kueue has a LocalQueue of that name."""
+        return await self._get(f"{QUEUES.format(namespace=namespace)}/{name}") is not None
+
+    async def create_event(self, event: Body) -> None:
+        """Leave an event; one that is there already is the same."""
+        try:
+            await self._call("POST", EVENTS.format(namespace=event["metadata"]["namespace"]), event)
+        except (Conflict, Refused):  # said already, or the namespace goes away: nobody is lost by a missing event
+            return
+
+    async def _get(self, path: str) -> Body | None:
+        try:
+            return await self._call("GET", path)
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def _delete(self, path: str, uid: str) -> None:
+        options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        try:
+            await self._call("DELETE", path, options)
+        except Conflict:  # another of that name by now
+            return
+        except ApiException as error:
+            if error.status != 404:
+                raise
+
+    async def _call(
+        self, method: str, path: str, body: Body | None = None, *, content: str = "application/json"
+    ) -> Body:
+        answer: Body = json.loads(await self._text(method, path, body, content=content))
+        return answer
+
+    async def _text(
+        self,
+        method: str,
+        path: str,
+        body: Body | None = None,
+        *,
+        content: str = "application/json",
+        query: Mapping[str, Any] | None = None,
+    ) -> str:
+        await self._bucket.take()
+        headers = {"Accept": "application/json", "Content-Type": content}
+        request = await self._client.param_serialize(
+            method, path, query_params=list((query or {}).items()), header_params=headers, body=body,
+            auth_settings=["BearerToken"],
+        )  # fmt: skip
+        try:
+            response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
+            data: bytes = await response.read()  # type: ignore[no-untyped-call]
+        except ApiException as error:
+            raise _meaning(error) from error
+        if response.status >= 400:
+            raise _meaning(ApiException(status=response.status, reason=response.reason, body=data.decode()))
+        return data.decode(errors="replace")
+
+
+def _meaning(error: ApiException) -> Exception:
+    """What an answer means for whoever asked."""
+    said = str(error.body or error.reason)
+    try:
+        message = json.loads(said)["message"]
+    except (ValueError, KeyError, TypeError):
+        message = said
+    if error.status == 409:
+        return Conflict(message)
+    if error.status in (400, 403, 405, 413, 422):
+        return Refused(error.status, message)
+    return error

@@ -1,0 +1,248 @@
+"""From what was seen to what is done: a keyed queue, bounded workers, and one reconcile for every cause.
+
+events (kopf) ──► cache, queue ──► worker: decide (pure) ──► status, then deletions, then the next job
+resync, deadlines ──► queue        conflict: look again at once; any other trouble: look again later
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from aiohttp import ClientError
+from kubernetes.aio.client.exceptions import ApiException
+from pydantic import ValidationError
+
+from egt_operator.api import EGTRun
+from egt_operator.api_status import EGTRunStatus, StageStatus
+from egt_operator.cache import KINDS, Cache, Kind
+from egt_operator.cluster import Cluster, Conflict, Refused
+from egt_operator.decide import TERMINAL, Decision, World, decide, links_of, refused
+from egt_operator.events import happened, render_event
+from egt_operator.progress import last_progress
+from egt_operator.render import Owner, render
+from egt_operator.settings import Settings
+from egt_operator.status import invalid
+from egt_operator.task import task_of
+from egt_operator.telemetry import Telemetry
+from egt_operator.work_queue import WorkQueue
+from egt_pipeline.contract.task import Progress
+
+_RETRY_SECONDS, _RETRY_LIMIT_SECONDS = 0.5, 60.0  # of a look that met trouble
+_FORBIDDEN = 403
+_STALE_MISSES = 2
+_TROUBLE = (ApiException, ClientError, OSError, TimeoutError)
+log = logging.getLogger("egt_operator")
+
+
+class Controller:
+    """Keeps every run of a cluster going. ``now`` is the time of day."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, telemetry: Telemetry, now: Callable[[], datetime]) -> None:
+        self._cluster, self._settings, self._telemetry, self._now = cluster, settings, telemetry, now
+        self.cache, self.queue = Cache(), WorkQueue()
+        self._troubles: dict[str, int] = {}
+        self._progress_due: dict[str, float] = {}
+        self._refreshed, self._misses = False, 0
+
+    def heard(self, kind: Kind, body: Mapping[str, Any], *, gone: bool) -> None:
+        """Something happened to a run, a job or a pod."""
+        key = self.cache.keep(kind, body, gone=gone)
+        if key is not None:
+            self.queue.add(key)
+
+    async def work(self) -> None:
+        """One worker; ends only when it is cancelled."""
+        while True:
+            key = await self.queue.get()
+            began = time.monotonic()
+            result = "error"
+            try:
+                result = await self._look(key)
+            finally:
+                self._telemetry.reconcile_seconds.labels(result).observe(time.monotonic() - began)
+                self._telemetry.queue_depth.set(len(self.queue))
+                self.queue.done(key)
+
+    async def refresh(self) -> None:
+        """Compare what is known with what is there, and ask for a look at every run.
+
+        The first time, that is how everything becomes known before anything is done. Later it finds what a watch that
+        hangs has missed: once is bad luck, a second time in a row and the operator is ``stale``.
+        """
+        missed = 0
+        for kind in KINDS:
+            bodies, version = await self._cluster.list_all(kind, self._settings.namespaces)
+            missed += len(self.cache.compare(kind, bodies, version))
+        for key in self.cache:
+            self.queue.add(key)
+        self._telemetry.missed_events.inc(missed if self._refreshed else 0)
+        self._misses = self._misses + 1 if missed and self._refreshed else 0
+        self._refreshed = True
+
+    @property
+    def stale(self) -> bool:
+        """True if the watches miss what happens."""
+        return self._misses >= _STALE_MISSES
+
+    async def resync(self) -> None:
+        """Refresh again and again; ends only when it is cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            try:
+                await self.refresh()
+            except (*_TROUBLE, Refused) as error:
+                log.warning("resync: %r; tries again", error)
+
+    async def _look(self, key: str) -> str:
+        """One look at a run; in one word how it ended."""
+        try:
+            await self.reconcile(key)
+        except Conflict:
+            await self._look_closely(key)
+            self.queue.add(key)
+            return "conflict"
+        except Refused as error:
+            log.error("%s: the API server refuses: %s", key, error, extra={"run": key})
+            self._again_later(key)
+            return "refused"
+        except _TROUBLE as error:
+            log.warning("%s: %r; looks again later", key, error, extra={"run": key})
+            self._again_later(key)
+            return "trouble"
+        except Exception:
+            log.exception("%s: a bug; looks again later", key, extra={"run": key})
+            self._again_later(key)
+            return "bug"
+        self._troubles.pop(key, None)
+        return "done"
+
+    def _again_later(self, key: str) -> None:
+        count = self._troubles.get(key, 0)
+        self._troubles[key] = count + 1
+        self.queue.add(key, min(_RETRY_SECONDS * 2.0 ** min(count, 20), _RETRY_LIMIT_SECONDS))
+
+    async def _look_closely(self, key: str) -> None:
+        """Replace what is known of a run and of the job at work by what is there."""
+        namespace, name = key.split("/")
+        try:
+            body = await self._cluster.run(namespace, name)
+            if body is None:
+                self.cache.forget(key)
+                return
+            self.cache.keep("run", body)
+            for stage in (body.get("status") or {}).get("stages") or ():
+                if stage["phase"] == "Running" and (job := await self._cluster.job(namespace, stage["job"])):
+                    self.cache.keep("job", job)
+        except (*_TROUBLE, Refused) as error:
+            log.warning("%s: %r", key, error, extra={"run": key})
+
+    async def reconcile(self, key: str) -> None:
+        """Bring one run a step forward. Raises what the API server answers."""
+        body = self.cache.run(key)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            self._telemetry.run_is(key, None)
+            if body is None:
+                self.cache.forget(key)
+            return
+        try:
+            run = EGTRun.model_validate(_known_parts(body))
+        except ValidationError as error:
+            after = invalid(body, error, self._now())
+            if after.model_dump(mode="json", by_alias=True) != body.get("status"):
+                await self._write(key, body, None, after)
+            return
+        self._telemetry.run_is(key, run.status.phase if run.status else "Pending")
+        world = await self._world(key, body, run)
+        await self._carry_out(key, body, run, world, decide(run, world, self._settings))
+
+    async def _world(self, key: str, body: Mapping[str, Any], run: EGTRun) -> World:
+        metadata = body["metadata"]
+        active = next((s for s in (run.status.stages if run.status else ()) if s.phase == "Running"), None)
+        return World(
+            now=self._now(),
+            generation=metadata.get("generation", 1),
+            owner=Owner(metadata["name"], metadata["namespace"], metadata["uid"]),
+            jobs=self.cache.jobs(key),
+            pods=self.cache.pods(key),
+            progress=await self._progress(key, metadata["namespace"], active),
+            refusals=await self._refusals(metadata["namespace"], run, active),
+        )
+
+    async def _progress(self, key: str, namespace: str, active: StageStatus | None) -> Progress | None:
+        """The progress of a running stage, read from its log when it is time to."""
+        if active is None or active.running_since is None or active.job is None:
+            self._progress_due.pop(key, None)
+            return None
+        now, period = time.monotonic(), self._settings.progress_seconds
+        due = self._progress_due.setdefault(key, now + min(period, 5.0))
+        if now < due:
+            self.queue.add(key, due - now)
+            return None
+        self._progress_due[key] = now + period
+        self.queue.add(key, period)
+        return last_progress(await self._cluster.log_end(namespace, f"{active.job}-master-0"))
+
+    async def _refusals(self, namespace: str, run: EGTRun, active: StageStatus | None) -> list[tuple[str, str]]:
+        """Why no stage of the run can start."""
+        queue = run.spec.scheduling.queue
+        finished = run.status is not None and run.status.phase in TERMINAL
+        if queue is None or active is not None or finished or await self._cluster.has_queue(namespace, queue):
+            return []
+        return [("QueueMissing", f"spec.scheduling.queue: there is no LocalQueue {queue!r} in namespace {namespace}")]
+
+    async def _carry_out(
+        self, key: str, body: Mapping[str, Any], run: EGTRun, world: World, decision: Decision
+    ) -> None:
+        """Write the status first, so that a crash after any call leaves a memory of what was meant."""
+        if decision.status != run.status:
+            await self._write(key, body, run.status, decision.status)
+        elif decision.create is not None:
+            await self._check_unchanged(key, body)
+        if decision.remove_run:
+            await self._cluster.remove_run(world.owner.namespace, world.owner.name, world.owner.uid)
+            return
+        for job in decision.delete:
+            await self._cluster.delete_job(world.owner.namespace, job.name, job.uid)
+        if decision.create is not None:
+            await self._create(key, run, world, decision, decision.create)
+        if decision.wake is not None:
+            self.queue.add(key, max((decision.wake - self._now()).total_seconds(), 0.05))
+
+    async def _check_unchanged(self, key: str, body: Mapping[str, Any]) -> None:
+        """Before a job is made on the word of a status that was only remembered. Raises Conflict when it is old."""
+        namespace, name = key.split("/")
+        fresh = await self._cluster.run(namespace, name)
+        if fresh is None or fresh["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]:
+            raise Conflict(f"{key}: was changed meanwhile")
+
+    async def _write(self, key: str, body: Mapping[str, Any], before: EGTRunStatus | None, after: EGTRunStatus) -> None:
+        written = after.model_dump(mode="json", by_alias=True)
+        self.cache.keep("run", await self._cluster.write_status(dict(body), written))
+        self._telemetry.run_is(key, after.phase)
+        self._telemetry.changed(before, after)
+        metadata = body["metadata"]
+        owner = Owner(metadata["name"], metadata["namespace"], metadata["uid"])
+        for found in happened(before, after):
+            log.info("%s: %s", found.reason, found.message, extra={"run": key})
+            await self._cluster.create_event(render_event(found, owner, self._now()))
+
+    async def _create(self, key: str, run: EGTRun, world: World, decision: Decision, stage: StageStatus) -> None:
+        task = task_of(run, stage, links_of(run, decision.status))
+        try:
+            self.cache.keep("job", await self._cluster.create_job(render(run, world.owner, task, self._settings)))
+        except Refused as error:
+            if error.status == _FORBIDDEN:
+                raise  # it may be allowed later
+            after = refused(run, decision, world, str(error), self._settings)
+            await self._write(key, self.cache.run(key) or {}, decision.status, after)
+        self.queue.add(key)
+
+
+def _known_parts(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The run without what the API server adds to its metadata."""
+    metadata = {name: body["metadata"][name] for name in ("name", "namespace")}
+    found = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": metadata, "spec": body["spec"]}
+    return found | ({"status": body["status"]} if body.get("status") else {})
