@@ -103,9 +103,9 @@ def _clocked(run: EGTRun, stage: StageStatus, seen: Seen, evidence: Evidence) ->
     """The stage with its times and progress brought up to now, and the run's active seconds before this attempt."""
     now, active = evidence.now, evidence.active_seconds
     if seen.state != "Running":
-        if stage.running_since is not None:  # its queue has taken the place away, or a pod starts again
+        if seen.state == "Queued" and stage.running_since is not None:  # its queue has taken the place away
             stage, active = _ended(run, stage, evidence, wasted=True)
-            stage = stage.model_copy(update={"queued_since": now})
+            stage = stage.model_copy(update={"queued_since": now, "pods_created": None})
         message = None if seen.reason == "Starting" else seen.message
         return stage.model_copy(update={"reason": seen.reason, "message": message}), active
     if stage.running_since is None:

@@ -32,8 +32,8 @@ class Cache:
     def __init__(self) -> None:
         self._known: dict[Kind, dict[str, dict[str, _Known]]] = {kind: defaultdict(dict) for kind in KINDS}
 
-    def keys(self) -> list[str]:
-        """Every run."""
+    def every_run(self) -> list[str]:
+        """The keys of all runs."""
         return list(self._known["run"])
 
     def run(self, key: str) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ class Controller:
             began = time.monotonic()
             result = "error"
             try:
-                result = await self._look(key)
+                result = await self.look(key)
             finally:
                 self._telemetry.reconcile_seconds.labels(result).observe(time.monotonic() - began)
                 self._telemetry.queue_depth.set(len(self.queue))
@@ -76,7 +76,7 @@ class Controller:
         for kind in KINDS:
             bodies, version = await self._cluster.list_all(kind, self._settings.namespaces)
             missed += len(self.cache.compare(kind, bodies, version))
-        for key in self.cache:
+        for key in self.cache.every_run():
             self.queue.add(key)
         self._telemetry.missed_events.inc(missed if self._refreshed else 0)
         self._misses = self._misses + 1 if missed and self._refreshed else 0
@@ -96,7 +96,7 @@ class Controller:
             except (*_TROUBLE, Refused) as error:
                 log.warning("resync: %r; tries again", error)
 
-    async def _look(self, key: str) -> str:
+    async def look(self, key: str) -> str:
         """One look at a run; in one word how it ended."""
         try:
             await self.reconcile(key)

@@ -1,0 +1,76 @@
+"""An EGTRun as the API server holds it, and an operator that reconciles it against a fake cluster."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from egt_operator.api import EGTRun
+from egt_operator.controller import Controller
+from egt_operator.settings import Settings
+from egt_operator.telemetry import Telemetry
+from fake_cluster import Crash, FakeCluster
+
+SETTINGS = Settings(image="registry.example/egt@sha256:0", backoff_seconds=10, progress_seconds=1)
+KEY = "team/digits"
+
+
+def egtrun(**spec: Any) -> dict[str, Any]:
+    """A run named digits in namespace team; ``spec`` is laid over what it needs."""
+    base: dict[str, Any] = {
+        "model": {"source": "/data/model"},
+        "data": {
+            "sft": {"source": "/data/sft.jsonl"},
+            "rl": {"source": "/data/rl.jsonl"},
+            "evaluate": [{"name": "heldout", "source": "/data/heldout.jsonl"}],
+        },
+        "store": {"uri": "s3://bucket/team", "credentialsSecret": "store"},
+        "distill": {"teacher": {"model": "teacher", "baseUrl": "http://teacher/v1"}},
+        "evaluate": {"enabled": True},
+        **spec,
+    }
+    named = {"apiVersion": "egt.dev/v1alpha1", "kind": "EGTRun", "metadata": {"name": "digits", "namespace": "team"}}
+    filled = EGTRun.model_validate({**named, "spec": base}).model_dump(mode="json", by_alias=True, exclude={"status"})
+    return {**named, "spec": filled["spec"]}
+
+
+def operator_of(cluster: FakeCluster) -> Controller:
+    """A new operator process: it knows nothing but what the cluster tells it."""
+    controller = Controller(cluster, SETTINGS, Telemetry(), cluster.clock)  # type: ignore[arg-type]
+    cluster.heard = lambda kind, body, gone: controller.heard(kind, body, gone=gone)
+    return controller
+
+
+def status_of(cluster: FakeCluster) -> dict[str, Any]:
+    found: dict[str, Any] = cluster.objects("run")[0].get("status") or {}
+    return found
+
+
+def stage_of(cluster: FakeCluster, name: str) -> dict[str, Any]:
+    return next(stage for stage in status_of(cluster)["stages"] if stage["name"] == name)
+
+
+def drive(
+    cluster: FakeCluster,
+    *,
+    until: Callable[[FakeCluster], bool] = lambda cluster: status_of(cluster).get("phase") in ("Complete", "Failed"),
+    steps: int = 400,
+    seconds: float = 5.0,
+) -> None:
+    """Let time pass and the operator look, until ``until``; an operator that crashes is started anew."""
+
+    async def history() -> None:
+        controller = operator_of(cluster)
+        await controller.refresh()
+        for _ in range(steps):
+            if until(cluster):
+                return
+            try:
+                for _ in range(4):  # a conflict or a created job wants another look at once
+                    await controller.look(KEY)
+            except Crash:
+                controller = operator_of(cluster)
+                await controller.refresh()
+            cluster.advance(seconds)
+        raise AssertionError(f"not reached in {steps} steps: {status_of(cluster)}")
+
+    asyncio.run(history())

@@ -1,0 +1,247 @@
+"""An API server in memory, with a training-operator and nodes that do what a script says; and a clock that is turned by hand.
+
+It serves fast tests of histories. tests/cluster proves on a real API server that what it answers is what one answers.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from egt_operator.cache import Kind
+from egt_operator.cluster import Conflict, Refused
+from egt_operator.render import RUN_LABEL, STAGE_LABEL, TASK_ANNOTATION
+
+Body = dict[str, Any]
+CONTENT = dict.fromkeys(("model", "sft", "rl", "rl-unlabelled", "evaluate"), "c0ffee")
+
+
+class Crash(BaseException):
+    """The operator was killed."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the pods of an attempt end: after so many seconds of running, with this exit code, reason and message."""
+
+    seconds: float = 10.0
+    exit_code: int = 0
+    reason: str = ""
+    message: str | None = None
+    disruption: str = ""
+
+
+Script = Callable[[str, int], Ending]
+
+
+@dataclass
+class FakeCluster:
+    """What ``egt_operator.cluster.Cluster`` offers. ``calls`` counts; ``before`` and ``after`` may raise Crash."""
+
+    script: Script = lambda _stage, _attempt: Ending()
+    now: datetime = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+    calls: list[str] = field(default_factory=list)
+    before: Callable[[int], None] = lambda _number: None
+    after: Callable[[int], None] = lambda _number: None
+    heard: Callable[[Kind, Body, bool], None] = lambda _kind, _body, _gone: None
+    published: dict[str, str] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)
+    events: dict[str, Body] = field(default_factory=dict)
+    created: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._version = 0
+        self._objects: dict[Kind, dict[str, Body]] = {"run": {}, "job": {}, "pod": {}}
+
+    def clock(self) -> datetime:
+        return self.now
+
+    # What users and other controllers do.
+
+    def apply(self, run: Body) -> None:
+        self._store("run", {**copy.deepcopy(run), "metadata": {**run["metadata"], "generation": 1}})
+
+    def change(self, **spec: Any) -> None:
+        run = copy.deepcopy(next(iter(self._objects["run"].values())))
+        run["spec"] |= spec
+        run["metadata"]["generation"] += 1
+        self._store("run", run)
+
+    def objects(self, kind: Kind) -> list[Body]:
+        return list(self._objects[kind].values())
+
+    def delete(self, kind: Kind, name: str) -> None:
+        body = self._objects[kind].pop(name, None)
+        if body is None:
+            return
+        self._version += 1
+        body["metadata"]["resourceVersion"] = str(self._version)
+        self.heard(kind, copy.deepcopy(body), True)
+        owned: dict[Kind, tuple[Kind, ...]] = {"run": ("job", "pod"), "job": ("pod",), "pod": ()}
+        for lower in owned[kind]:
+            for other in list(self._objects[lower].values()):
+                label = RUN_LABEL if kind == "run" else "training.kubeflow.org/job-name"
+                if other["metadata"]["labels"].get(label) == name:
+                    self.delete(lower, other["metadata"]["name"])
+
+    def advance(self, seconds: float) -> None:
+        """Time passes: jobs get their pods, pods run and end, jobs hear of it."""
+        self.now += timedelta(seconds=seconds)
+        for job in self.objects("job"):
+            self._make_pods(job)
+        for pod in self.objects("pod"):
+            self._live(pod)
+        for job in self.objects("job"):
+            self._conclude(job)
+
+    def _make_pods(self, job: Body) -> None:
+        name = job["metadata"]["name"]
+        if job["spec"]["runPolicy"].get("suspend") or job.get("status", {}).get("conditions"):
+            return
+        for kind, replica in job["spec"]["pytorchReplicaSpecs"].items():
+            for number in range(replica["replicas"]):
+                pod = f"{name}-{kind.lower()}-{number}"
+                if pod not in self._objects["pod"]:
+                    template = copy.deepcopy(replica["template"])
+                    labels = {**template["metadata"]["labels"], "training.kubeflow.org/job-name": name}
+                    metadata = {**template["metadata"], "labels": labels, "name": pod, "namespace": "team"}
+                    metadata["creationTimestamp"] = self._time()
+                    self._store("pod", {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
+
+    def _live(self, pod: Body) -> None:
+        status, labels = pod["status"], pod["metadata"]["labels"]
+        attempt = int(labels["egt.dev/attempt"])
+        ending = self.script(labels[STAGE_LABEL], attempt)
+        if status["phase"] == "Pending":
+            status |= {"phase": "Running", "startTime": self._time()}
+            self._store("pod", pod)
+        elif status["phase"] == "Running":
+            ran = self.now - datetime.fromisoformat(status["startTime"].replace("Z", "+00:00"))
+            if ran.total_seconds() >= ending.seconds:
+                self._end(pod, ending)
+
+    def _end(self, pod: Body, ending: Ending) -> None:
+        task = json.loads(pod["metadata"]["annotations"][TASK_ANNOTATION])
+        ended = {
+            "exitCode": ending.exit_code,
+            "reason": ending.reason or ("Error" if ending.exit_code else "Completed"),
+        }
+        ended["message"] = (
+            self._summary(task) if ending.message is None and not ending.exit_code else ending.message or ""
+        )
+        phase = "Failed" if ending.exit_code else "Succeeded"
+        conditions = (
+            [{"type": "DisruptionTarget", "status": "True", "reason": ending.disruption}] if ending.disruption else []
+        )
+        container = [{"name": "pytorch", "state": {"terminated": ended}}]
+        pod["status"] |= {"phase": phase, "conditions": conditions, "containerStatuses": container}
+        self._store("pod", pod)
+
+    def _summary(self, task: Mapping[str, Any]) -> str:
+        prepare = task["stage"] == "prepare"
+        digest = task["digest"] or "fa11ba5e00000000"
+        self.published[f"{task['stage']}/{digest}"] = task["stage"]
+        stages = {place.split("/")[0] for place in self.published}
+        news = {f"published.{stage}": True for stage in stages} | {"published.sft.seconds": 3600.0}
+        metrics = (
+            {name: v for name, v in news.items() if name.split(".")[1] in stages}
+            if prepare
+            else {"final.accuracy": 0.9}
+        )
+        return json.dumps({"stage": task["stage"], "digest": digest, "phase": "Succeeded", "exit_code": 0,
+                           "content": CONTENT if prepare else {}, "metrics": metrics})  # fmt: skip
+
+    def _conclude(self, job: Body) -> None:
+        """As training-operator 1.9.4 with cleanPodPolicy Running: a failed pod, or the end of the master, decides."""
+        if job.get("status", {}).get("conditions"):
+            return
+        name = job["metadata"]["name"]
+        pods = [p for p in self.objects("pod") if p["metadata"]["labels"]["training.kubeflow.org/job-name"] == name]
+        phases = {pod["metadata"]["name"]: pod["status"]["phase"] for pod in pods}
+        outcome = "Failed" if "Failed" in phases.values() else ""
+        if phases.get(f"{name}-master-0") == "Succeeded":
+            outcome = "Succeeded"
+        if outcome:
+            job["status"] = {
+                "conditions": [{"type": outcome, "status": "True", "message": f"PyTorchJob {name} {outcome}"}]
+            }
+            self._store("job", job)
+            for pod in pods:
+                if pod["status"]["phase"] in ("Pending", "Running"):
+                    self.delete("pod", pod["metadata"]["name"])
+
+    def _time(self) -> str:
+        return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def _store(self, kind: Kind, body: Body) -> Body:
+        self._version += 1
+        metadata = body["metadata"]
+        metadata.setdefault("uid", f"uid-{self._version}")
+        metadata["resourceVersion"] = str(self._version)
+        self._objects[kind][metadata["name"]] = body
+        self.heard(kind, copy.deepcopy(body), False)
+        return copy.deepcopy(body)
+
+    # What the operator calls.
+
+    def _count(self, call: str) -> None:
+        self.before(len(self.calls))
+        self.calls.append(call)
+
+    def _done(self) -> None:
+        self.after(len(self.calls) - 1)
+
+    async def list_all(self, kind: Kind, _namespaces: Sequence[str]) -> tuple[list[Body], int]:
+        return copy.deepcopy(self.objects(kind)), self._version
+
+    async def run(self, _namespace: str, name: str) -> Body | None:
+        return copy.deepcopy(self._objects["run"].get(name))
+
+    async def job(self, _namespace: str, name: str) -> Body | None:
+        return copy.deepcopy(self._objects["job"].get(name))
+
+    async def write_status(self, run: Body, status: Body) -> Body:
+        self._count("write_status")
+        found = self._objects["run"].get(run["metadata"]["name"])
+        if found is None or found["metadata"]["resourceVersion"] != run["metadata"]["resourceVersion"]:
+            raise Conflict("changed meanwhile")
+        stored = self._store("run", {**copy.deepcopy(found), "status": json.loads(json.dumps(status))})
+        self._done()
+        return stored
+
+    async def create_job(self, job: Body) -> Body:
+        self._count("create_job")
+        name = job["metadata"]["name"]
+        if name in self._objects["job"]:
+            raise Conflict(f"{name} exists")
+        if job["kind"] != "PyTorchJob":
+            raise Refused(422, "not a PyTorchJob")
+        self.created.append(name)
+        stored = self._store("job", copy.deepcopy(job))
+        self._done()
+        return stored
+
+    async def delete_job(self, _namespace: str, name: str, uid: str) -> None:
+        self._count("delete_job")
+        found = self._objects["job"].get(name)
+        if found is not None and found["metadata"]["uid"] == uid:
+            self.delete("job", name)
+        self._done()
+
+    async def remove_run(self, _namespace: str, name: str, _uid: str) -> None:
+        self._count("remove_run")
+        self.delete("run", name)
+        self._done()
+
+    async def create_event(self, event: Body) -> None:
+        self._count("create_event")
+        self.events.setdefault(event["metadata"]["name"], event)
+        self._done()
+
+    async def log_end(self, _namespace: str, pod: str) -> str:
+        return self.logs.get(pod, "")
+
+    async def has_queue(self, _namespace: str, name: str) -> bool:
+        return name == "gpus"
