@@ -114,7 +114,7 @@ class StageStatus(StatusPart):
     """When the youngest of those pods was created; a younger one has replaced another."""
     progressed: datetime | None = None
     """When the last attempt was last seen to move."""
-    retries: dict[FailureClass, int] = Field(default={}, max_length=16)
+    retries: dict[str, int] = Field(default={}, max_length=16)
     """Attempts that failed, by class."""
     next_attempt: datetime | None = None
     """Not before this the stage is tried again."""
