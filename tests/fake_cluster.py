@@ -1,4 +1,4 @@
-"""An API server in memory, with a training-operator and nodes that do what a script says; and a clock that is turned by hand.
+"""An API server in memory, with a training-operator and nodes that do what a script says; its clock is turned by hand.
 
 It serves fast tests of histories. tests/cluster proves on a real API server that what it answers is what one answers.
 """

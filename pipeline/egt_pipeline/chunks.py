@@ -38,21 +38,37 @@ def commit_share(
     make: Callable[[Chunk], pa.Table],
     speed: Callable[[], float | None],
 ) -> None:
-    """Commit those of this worker's chunks that are not there yet; ``speed`` is shown as tokens/s.
+    """Commit this worker's chunks, then what others have left; ``speed`` is shown as tokens/s.
 
-    Worker w of W has chunks w, w + W, .. Raises StoppedError between two chunks when asked to stop.
+    Worker w of W has chunks w, w + W, .. Whoever is done early takes chunks of the slow and the dead: the first to
+    commit one wins, so at most one chunk a worker is made twice. Returns when every chunk is committed. Raises
+    StoppedError between two chunks when asked to stop.
     """
     own = chunks[context.worker :: context.workers]
     total, done = sum(len(chunk.rows) for chunk in own), 0
     for chunk in own:
         if not context.work.has(chunk.name):
-            path = context.scratch / "chunk.parquet"
-            pq.write_table(make(chunk), path)
-            context.work.commit(chunk.name, path)
-            path.unlink(missing_ok=True)
+            _commit(chunk, context, make)
         done += len(chunk.rows)
         context.progress(Progress(done=done, total=total, unit="rows", metric_name="tokens/s", metric_value=speed()))
         context.check_stopped()
+    while missing := _missing(chunks, context):
+        # From the end, where the slow are not yet, and each helper at another place.
+        _commit(missing[-1 - context.worker % len(missing)], context, make)
+        context.check_stopped()
+
+
+def _commit(chunk: Chunk, context: Context, make: Callable[[Chunk], pa.Table]) -> None:
+    path = context.scratch / "chunk.parquet"
+    pq.write_table(make(chunk), path)
+    context.work.commit(chunk.name, path)
+    path.unlink(missing_ok=True)
+
+
+def _missing(chunks: Sequence[Chunk], context: Context) -> list[Chunk]:
+    """The chunks that nobody has committed; none once the artifact has replaced them."""
+    there = set(context.work.names(_FOLDER))
+    return [chunk for chunk in chunks if chunk.name not in there] if there else []
 
 
 def committed(chunks: Sequence[Chunk], context: Context) -> list[pa.Table] | None:

@@ -79,10 +79,15 @@ def test_metrics_count_rows_tokens_and_one_sided_answers(inputs, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_any_number_of_workers_in_any_order_gives_the_same_bytes(inputs, whole, tmp_path, workers):
     base = tmp_path / "sharded"
-    *others, last = [run(inputs, base, worker=worker, workers=workers) for worker in reversed(range(workers))]
-    assert all(result.published_elsewhere for _, result in others)
-    assert not last[1].published_elsewhere
-    assert last[0].read_bytes() == whole.read_bytes()
+    results = [run(inputs, base, worker=worker, workers=workers) for worker in reversed(range(workers))]
+    assert not results[-1][1].published_elsewhere
+    assert all(path.read_bytes() == whole.read_bytes() for path, result in results if not result.published_elsewhere)
+
+
+def test_a_worker_whose_peers_are_lost_does_their_share_as_well(inputs, whole, tmp_path):
+    path, result = run(inputs, tmp_path / "alone", worker=0, workers=3)
+    assert path.read_bytes() == whole.read_bytes()
+    assert result.metrics["tokens"] == 65
 
 
 def test_a_lost_worker_redoes_only_its_open_chunk(inputs, whole, tmp_path):
