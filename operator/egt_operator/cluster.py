@@ -7,7 +7,6 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kubernetes.aio.client.api_client import ApiClient
@@ -31,35 +30,6 @@ LISTS: Mapping[Kind, str] = {
 PAGE = 500  # objects of one answer
 REQUEST_SECONDS = 30.0  # a request that takes longer has most likely lost its connection
 LOG_BYTES = 64 * 2**10  # of a log's end: progress is said every ten seconds
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One line of RBAC: what the operator may do, and what it does it for."""
-
-    group: str
-    resource: str
-    verbs: tuple[str, ...]
-    why: str
-
-
-RULES = (
-    Rule(
-        GROUP, "egtruns", ("get", "list", "watch", "delete"), "runs are watched, and removed after their time to live"
-    ),
-    Rule(GROUP, "egtruns/status", ("patch",), "what was seen of a run is its only memory"),
-    Rule(
-        GROUP, "egtruns/finalizers", ("update",), "its jobs block its deletion (OwnerReferencesPermissionEnforcement)"
-    ),
-    Rule(
-        "kubeflow.org", "pytorchjobs", ("get", "list", "watch", "create", "delete"), "one for each attempt of a stage"
-    ),
-    Rule("", "pods", ("list", "watch"), "why an attempt failed stands in its pods"),
-    Rule("", "pods/log", ("get",), "the progress of a stage stands in its log"),
-    Rule("", "events", ("create",), "what happened, for kubectl describe"),
-    Rule("kueue.x-k8s.io", "localqueues", ("get",), "a queue that does not exist is said at once"),
-    Rule("coordination.k8s.io", "leases", ("get", "create", "update"), "one replica works at a time"),
-)
 
 
 class Conflict(Exception):  # noqa: N818 - what happened, not a fault

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from egt_operator import api
 from egt_operator.api_parts import DNS_LABEL, NAME_LENGTH
 from egt_operator.api_status import EGTRunStatus
+from egt_operator.chart import rules, values_markdown, values_schema
 from egt_operator.schema_docs import as_json, editor_schema, reference_markdown
 from egt_operator.schema_rules import RULES, freeze, inner_models, root_rules, spec_rules
 
@@ -74,6 +75,11 @@ def generated_files() -> dict[str, str]:
         "crds/egtruns.yaml": head + yaml.dump(crd(), Dumper=_WithoutAliases, sort_keys=False, width=120),
         "crds/README.md": note + reference_markdown(run_schema()),
         "crds/egtrun.schema.json": as_json(editor_schema()),
+        # The chart's copies: Helm reads no file outside of a chart.
+        "charts/egt-operator/files/egtruns.yaml": head + yaml.dump(crd(), Dumper=_WithoutAliases, sort_keys=False),
+        "charts/egt-operator/files/rules.yaml": head + yaml.safe_dump(rules(), sort_keys=False),
+        "charts/egt-operator/values.schema.json": as_json(values_schema()),
+        "charts/egt-operator/README.md": note + values_markdown(),
     }
 
 
