@@ -13,6 +13,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 # Longer than any test and shorter than anybody's reason to keep one.
 LIFE = timedelta(days=2)
+# Python 3.13 accepts no authority that does not say that it signs.
+SIGNING = x509.KeyUsage(
+    digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
+    key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+)  # fmt: skip
 
 
 def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -38,9 +43,12 @@ class Authority:
     def make(cls, folder: Path) -> "Authority":
         key = ec.generate_private_key(ec.SECP256R1())
         name = subject("egt-test-cluster", None)
-        unsigned = builder(name, name, key.public_key()).add_extension(
-            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        unsigned = (
+            builder(name, name, key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(SIGNING, critical=True)
         )
+        unsigned = unsigned.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         made = cls(folder, key, unsigned.sign(key, hashes.SHA256()))
         made.write("ca", key, made.certificate)
         made.write_key("service-accounts")
@@ -63,6 +71,7 @@ class Authority:
             builder(subject(name, group), self.certificate.subject, key.public_key())
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(usages, critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
         )
         return self.write(file, key, unsigned.sign(self.key, hashes.SHA256()))
 

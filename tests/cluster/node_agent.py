@@ -56,7 +56,13 @@ class NodeAgent:
         self.loop.call_soon_threadsafe(self.down.add, node)
 
     def node_up(self, node: str) -> None:
-        self.loop.call_soon_threadsafe(self.down.discard, node)
+        """The node reports again, and takes notice of what happened to its pods meanwhile."""
+        self.down.discard(node)
+        asyncio.run_coroutine_threadsafe(self.catch_up(node), self.loop).result(timeout=30)
+
+    async def catch_up(self, node: str) -> None:
+        for pod in (await self.api.call("GET", f"/api/v1/pods?fieldSelector=spec.nodeName={node}"))["items"]:
+            self.see("MODIFIED", pod)
 
     async def run(self, kubeconfig: Path, folder: Path, ready: threading.Event) -> None:
         self.loop, self.api = asyncio.get_running_loop(), NodeApi(kubeconfig, folder)
