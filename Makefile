@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 RUNS := runs/digits
 TEACHER_PORT := 18765
 
-.PHONY: demo test test-slow lint format bench lock generate clean
+.PHONY: demo test test-slow lint format bench cluster lock generate clean
 
 # The whole method on real handwritten digits, from nothing to the report.
 demo: $(VENV)/.installed
@@ -35,6 +35,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/selection.py
 	$(BIN)/python bench/store.py
 	$(BIN)/python bench/overhead.py
+
+# A real control plane with training-operator and simulated nodes, until Ctrl-C; built from Go modules on first use.
+cluster: $(VENV)/.installed
+	$(BIN)/python tests/cluster/cluster.py up
 
 generate: $(VENV)/.installed
 	$(BIN)/egt generate
