@@ -22,9 +22,9 @@ SEED = 7
 
 
 def start(place: Place) -> subprocess.Popen[bytes]:
-    log = (place.folder / "run.log").open("ab")
-    return subprocess.Popen([EGT, "local", "run", str(place.manifest), "-o", "json"], cwd=place.folder,
-                            stdout=log, stderr=log, start_new_session=True)  # fmt: skip
+    command = [EGT, "local", "run", str(place.manifest), "-o", "json"]
+    with (place.folder / "run.log").open("ab") as log:
+        return subprocess.Popen(command, cwd=place.folder, stdout=log, stderr=log, start_new_session=True)
 
 
 def stage_groups(place: Place) -> set[int]:

@@ -1,0 +1,45 @@
+"""What the pods of our stages say when they end, without doing anything: the script of simulated nodes."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from egt_operator.render import ATTEMPT_LABEL, RUN_LABEL, STAGE_LABEL, TASK_ANNOTATION
+from node_script import Ending
+
+CONTENT = dict.fromkeys(("model", "sft", "rl", "rl-unlabelled", "evaluate"), "c0ffee")
+Endings = dict[tuple[str, int], Ending]
+
+
+class SimulatedStages:
+    """Every attempt ends well after ``seconds``, unless ``endings`` says otherwise for (stage, attempt) of a run."""
+
+    def __init__(self, seconds: float = 0.5) -> None:
+        self.seconds = seconds
+        self.endings: dict[str, Endings] = defaultdict(dict)
+        self.published: dict[str, set[str]] = defaultdict(set)
+        """Stages that are published, by the store of their run."""
+        self.watch: Callable[[dict[str, Any]], None] = lambda _: None
+
+    def __call__(self, pod: dict[str, Any]) -> Ending:
+        """How the pod ends; pods of anybody else run until they are deleted."""
+        self.watch(pod)
+        labels = pod["metadata"].get("labels") or {}
+        if RUN_LABEL not in labels:
+            return Ending(seconds=None)
+        place = labels[STAGE_LABEL], int(labels[ATTEMPT_LABEL])
+        ending = self.endings[labels[RUN_LABEL]].get(place)
+        if ending is not None:
+            return ending
+        task = json.loads(pod["metadata"]["annotations"][TASK_ANNOTATION])
+        return Ending(seconds=self.seconds, message=self._summary(task))
+
+    def _summary(self, task: dict[str, Any]) -> str:
+        stage, there = task["stage"], self.published[task["store"]["uri"]]
+        prepare = stage == "prepare"
+        news = {f"published.{name}": True for name in sorted(there)} | {"rows": 100}
+        there.add(stage)
+        metrics = news if prepare else {"final.accuracy": 0.9}
+        return json.dumps({"stage": stage, "digest": task["digest"] or "fa11ba5e00000000", "phase": "Succeeded",
+                           "exit_code": 0, "content": CONTENT if prepare else {}, "metrics": metrics})  # fmt: skip

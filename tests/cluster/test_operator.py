@@ -1,0 +1,162 @@
+"""The operator on a real API server with the real training-operator; its stages are simulated."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build_egtrun import egtrun
+from cluster import Cluster, running_cluster
+from control_plane import wait_for
+from node_agent import NodeShape
+from node_script import Ending
+from operator_process import RunningOperator, operator_process
+from simulated_stages import SimulatedStages
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+ROOT = Path(__file__).parents[2]
+STAGES = ["prepare", "distill", "sft", "probe", "curate", "rl", "evaluate"]
+SIMULATED = SimulatedStages()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with running_cluster(NodeShape(), SIMULATED) as running:
+        running.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
+        running.kubectl("wait", "crd/egtruns.egt.dev", "--for=condition=Established", "--timeout=60s")
+        running.kubectl("create", "namespace", "team")
+        wait_for("the ServiceAccount", lambda: running.kubectl("get", "sa", "default", "-n", "team"))
+        running.kubectl("create", "secret", "generic", "store", "-n", "team", "--from-literal=AWS_ACCESS_KEY_ID=a",
+                        "--from-literal=AWS_SECRET_ACCESS_KEY=b")  # fmt: skip
+        yield running
+
+
+@pytest.fixture(scope="module")
+def operator(cluster: Cluster) -> Iterator[RunningOperator]:
+    with operator_process(cluster.plane) as running:
+        yield running
+
+
+def apply(cluster: Cluster, name: str, **spec: Any) -> None:
+    body = egtrun(**{"store": {"uri": f"s3://bucket/{name}", "credentialsSecret": "store"}, **spec})
+    body["metadata"]["name"] = name
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(body))
+
+
+def status(cluster: Cluster, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(cluster.kubectl("get", "egt", name, "-n", "team", "-o", "json")).get(
+        "status", {}
+    )
+    return found
+
+
+def stage(cluster: Cluster, name: str, wanted: str) -> dict[str, Any]:
+    return next((s for s in status(cluster, name).get("stages", ()) if s["name"] == wanted), {})
+
+
+def wait_phase(cluster: Cluster, name: str, phase: str) -> None:
+    wait_for(f"{name} is {phase}", lambda: status(cluster, name).get("phase") == phase, 60)
+
+
+def jobs(cluster: Cluster, name: str) -> list[str]:
+    found = cluster.kubectl("get", "pytorchjobs", "-n", "team", "-l", f"egt.dev/run={name}",
+                            "--sort-by=.metadata.creationTimestamp", "-o", "name")  # fmt: skip
+    return [line.rpartition("/")[2] for line in found.splitlines()]
+
+
+def test_a_run_completes_and_kubectl_can_wait_for_it(cluster: Cluster, operator: RunningOperator) -> None:
+    apply(cluster, "whole")
+    cluster.kubectl("wait", "egt/whole", "-n", "team", "--for=condition=Complete", "--timeout=120s")
+    assert sorted(jobs(cluster, "whole")) == sorted(f"whole-{name}-a1" for name in STAGES)
+    columns = cluster.kubectl("get", "egt", "whole", "-n", "team").splitlines()
+    assert columns[0].split() == ["NAME", "STAGE", "PHASE", "PROGRESS", "ACCURACY", "QUEUE", "AGE"]
+    assert columns[1].split()[:5] == ["whole", "evaluate", "Complete", "7/7", "0.900"]
+    assert 'egt_runs{phase="Complete"}' in operator.metrics()
+
+
+def test_events_tell_the_story_once(cluster: Cluster, operator: RunningOperator) -> None:
+    apply(cluster, "told")
+    wait_phase(cluster, "told", "Complete")
+    events = json.loads(cluster.kubectl("get", "events", "-n", "team", "-o", "json"))["items"]
+    reasons = [e["reason"] for e in events if e["involvedObject"]["name"] == "told"]
+    assert sorted(reasons) == sorted(["StageStarted"] * 7 + ["StageSucceeded"] * 7 + ["Complete"])
+
+
+def test_an_attempt_killed_for_memory_is_tried_again_with_its_class_in_the_status(
+    cluster: Cluster, operator: RunningOperator
+) -> None:
+    SIMULATED.endings["memory"] = {("sft", 1): Ending(0.5, 137, "OOMKilled")}
+    apply(cluster, "memory")
+    wait_phase(cluster, "memory", "Complete")
+    assert stage(cluster, "memory", "sft")["retries"] == {"OutOfMemory": 1}
+    assert "memory-sft-a2" in jobs(cluster, "memory")
+
+
+def test_suspend_ends_the_stage_and_resume_completes_the_run(cluster: Cluster, operator: RunningOperator) -> None:
+    SIMULATED.endings["paused"] = {("sft", 1): Ending(None)}
+    apply(cluster, "paused")
+    wait_for("sft runs", lambda: stage(cluster, "paused", "sft").get("runningSince"), 60)
+    patch = ["patch", "egt", "paused", "-n", "team", "--type=merge", "-p"]
+    cluster.kubectl(*patch, '{"spec": {"suspend": true}}')
+    wait_phase(cluster, "paused", "Suspended")
+    pods = cluster.kubectl("get", "pods", "-n", "team", "-l", "egt.dev/run=paused,egt.dev/stage=sft", "-o", "name")
+    assert pods == ""
+    cluster.kubectl(*patch, '{"spec": {"suspend": false}}')
+    wait_phase(cluster, "paused", "Complete")
+    assert stage(cluster, "paused", "sft")["attempt"] == 2
+
+
+def test_a_lost_node_ends_the_attempt_as_such(cluster: Cluster, operator: RunningOperator) -> None:
+    SIMULATED.endings["lost"] = {("sft", 1): Ending(None)}
+    apply(cluster, "lost")
+    wait_for("sft runs", lambda: stage(cluster, "lost", "sft").get("runningSince"), 60)
+    node = cluster.kubectl("get", "pod", "lost-sft-a1-master-0", "-n", "team", "-o", "jsonpath={.spec.nodeName}")
+    cluster.agent.node_down(node)
+    try:
+        wait_for("the loss is seen", lambda: stage(cluster, "lost", "sft").get("retries") == {"NodeLost": 1}, 120)
+        wait_phase(cluster, "lost", "Complete")
+    finally:
+        cluster.agent.node_up(node)
+
+
+def test_deleting_a_run_leaves_nothing(cluster: Cluster, operator: RunningOperator) -> None:
+    SIMULATED.endings["gone"] = {("rl", 1): Ending(None)}
+    apply(cluster, "gone")
+    wait_for("rl runs", lambda: stage(cluster, "gone", "rl").get("runningSince"), 60)
+    cluster.kubectl("delete", "egt", "gone", "-n", "team", "--timeout=30s")
+    left = "pytorchjobs,pods,services"
+    wait_for(
+        "nothing is left",
+        lambda: not cluster.kubectl("get", left, "-n", "team", "-l", "egt.dev/run=gone", "-o", "name"),
+        60,
+    )
+
+
+def test_the_api_server_refuses_what_the_types_refuse(cluster: Cluster) -> None:
+    with pytest.raises(RuntimeError, match=r"spec\.rl\.batchSize"):
+        apply(cluster, "odd", rl={"batchSize": 7, "microBatchSize": 2})
+
+
+def test_recipes_cannot_change_and_placement_can(cluster: Cluster, operator: RunningOperator) -> None:
+    apply(cluster, "frozen")
+    wait_phase(cluster, "frozen", "Complete")
+    patch = ["patch", "egt", "frozen", "-n", "team", "--type=merge", "-p"]
+    with pytest.raises(RuntimeError, match="cannot change"):
+        cluster.kubectl(*patch, '{"spec": {"sft": {"learningRate": 0.5}}}')
+    cluster.kubectl(*patch, '{"spec": {"ttl": {"completeSeconds": 1}}}')
+    wait_for(
+        "the run is removed", lambda: "frozen" not in cluster.kubectl("get", "egt", "-n", "team", "-o", "name"), 60
+    )
+
+
+def test_a_killed_operator_is_followed_by_the_next(cluster: Cluster) -> None:
+    SIMULATED.endings["orphan"] = {("probe", 1): Ending(20)}
+    apply(cluster, "orphan")
+    with operator_process(cluster.plane) as first:
+        wait_for("something runs", lambda: status(cluster, "orphan").get("stages"), 60)
+        first.process.kill()
+    with operator_process(cluster.plane):
+        wait_phase(cluster, "orphan", "Complete")
+    assert len(set(jobs(cluster, "orphan"))) == 7
