@@ -10,7 +10,8 @@ from egt_operator.cache import Kind
 from egt_operator.controller import Controller
 from egt_operator.render import RUN_LABEL
 
-JOBS, PODS = ("kubeflow.org", "v1", "pytorchjobs"), ("", "v1", "pods")
+RUNS, JOBS, PODS = (GROUP, VERSION, "egtruns"), ("kubeflow.org", "v1", "pytorchjobs"), ("", "v1", "pods")
+WATCHED = (RUNS, JOBS, PODS)
 
 
 class Handlers:
@@ -19,7 +20,7 @@ class Handlers:
     def __init__(self, controller: Controller) -> None:
         self._controller, self._heard = controller, time.monotonic()
         self.registry = kopf.OperatorRegistry()
-        kopf.on.event(GROUP, VERSION, "egtruns", registry=self.registry)(self._run)
+        kopf.on.event(*RUNS, registry=self.registry)(self._run)
         kopf.on.event(*JOBS, labels={RUN_LABEL: kopf.PRESENT}, registry=self.registry)(self._job)
         kopf.on.event(*PODS, labels={RUN_LABEL: kopf.PRESENT}, registry=self.registry)(self._pod)
 

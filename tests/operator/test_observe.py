@@ -1,0 +1,78 @@
+"""What real statuses mean: ``seen/`` holds what training-operator 1.9.4 and Kubernetes 1.36 wrote in each case."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from egt_operator.observe import Pod, Seen, observe, parse_job, parse_pod
+
+SEEN = Path(__file__).parent / "seen"
+
+
+def load(case: str) -> tuple[dict[str, Any], list[Pod]]:
+    found = json.loads((SEEN / f"{case}.json").read_text())
+    found["job"]["metadata"]["labels"] = {"egt.dev/stage": "sft", "egt.dev/attempt": "1"}
+    return found["job"], [parse_pod(pod) for pod in found["pods"]]
+
+
+def seen(case: str) -> Seen:
+    job, pods = load(case)
+    return observe(parse_job(job), pods, len(pods))
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "said"),
+    [
+        ("worker-sigkill", "Crash", "k1-worker-1: exit code 137"),
+        ("worker-exit7-cleanRunning", "Crash", "k2-worker-0: line1\nboom"),
+        ("oom", "OutOfMemory", "k3-master-0: killed for memory"),
+        ("nodeloss-never", "NodeLost", "n1-worker-0"),
+        ("agent-restart", "NodeLost", "its node"),
+    ],
+)
+def test_the_class_of_a_failure_is_read_from_its_pods(case: str, kind: str, said: str) -> None:
+    found = seen(case)
+    assert found.cause is not None
+    assert found.cause.kind == kind
+    assert said in found.cause.message
+
+
+def test_a_master_that_ended_well_without_a_summary_is_no_success() -> None:
+    found = seen("cleanRunning-success")
+    assert found.cause is not None
+    assert "ended without a summary" in found.cause.message
+
+
+def test_a_worker_that_failed_counts_although_the_master_ended_well() -> None:
+    found = seen("ray-raylet-sigkill")
+    assert found.state == "Failed"
+    assert found.cause is not None
+    assert "worker-0" in found.cause.message
+
+
+def test_pods_that_may_still_write_are_counted() -> None:
+    assert seen("worker-sigkill").alive == 2
+
+
+def waiting(reason: str, message: str = "") -> Seen:
+    job, _ = load("oom")
+    del job["status"]
+    state = {"waiting": {"reason": reason, "message": message}}
+    pod = {
+        "metadata": {"name": "p-master-0", "labels": {}, "creationTimestamp": "2026-11-21T12:00:00Z"},
+        "status": {"phase": "Pending", "containerStatuses": [{"name": "pytorch", "state": state}]},
+    }
+    return observe(parse_job(job), [parse_pod(pod)], 1)
+
+
+@pytest.mark.parametrize("reason", ["ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError"])
+def test_what_keeps_a_pod_from_starting_is_said(reason: str) -> None:
+    found = waiting(reason, 'secret "store" not found')
+    assert (found.state, found.reason) == ("Pending", reason)
+    assert 'secret "store" not found' in found.message
+
+
+def test_a_pod_that_is_being_made_is_starting() -> None:
+    assert waiting("ContainerCreating").reason == "Starting"
