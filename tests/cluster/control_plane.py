@@ -40,6 +40,12 @@ class ControlPlane:
         found: dict[str, object] = json.loads(self.kubectl("get", *args, "-o", "json"))
         return found
 
+    def wait_established(self, crd: str) -> None:
+        """Returns once the API server serves the resource; kubectl wait gives up where no condition is there yet."""
+        wait_for(f"{crd} is served", lambda: "True" in self.kubectl(
+            "get", "crd", crd, "-o", "jsonpath={.status.conditions[?(@.type=='Established')].status}"
+        ))  # fmt: skip
+
 
 @contextlib.contextmanager
 def process(command: list[str], log: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:

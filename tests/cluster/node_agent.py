@@ -76,6 +76,7 @@ class NodeAgent:
                 ready.set()
         finally:
             await self.api.session.close()
+            await asyncio.sleep(0.3)  # TLS connections close in the background
 
     async def register(self, name: str) -> None:
         labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"} | self.shape.labels

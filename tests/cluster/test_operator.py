@@ -25,7 +25,7 @@ SIMULATED = SimulatedStages()
 def cluster() -> Iterator[Cluster]:
     with running_cluster(NodeShape(), SIMULATED) as running:
         running.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
-        running.kubectl("wait", "crd/egtruns.egt.dev", "--for=condition=Established", "--timeout=60s")
+        running.plane.wait_established("egtruns.egt.dev")
         running.kubectl("create", "namespace", "team")
         wait_for("the ServiceAccount", lambda: running.kubectl("get", "sa", "default", "-n", "team"))
         running.kubectl("create", "secret", "generic", "store", "-n", "team", "--from-literal=AWS_ACCESS_KEY_ID=a",

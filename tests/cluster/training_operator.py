@@ -65,7 +65,7 @@ def install(plane: ControlPlane, pair: dict[str, bytes], port: int) -> None:
     crd = manifests / "crds" / "kubeflow.org_pytorchjobs.yaml"
     # Client-side apply would keep the CRD in an annotation, which is too small for it.
     plane.kubectl("apply", "--server-side", "-f", str(crd))
-    plane.kubectl("wait", "--for=condition=Established", "crd/pytorchjobs.kubeflow.org", "--timeout=30s")
+    plane.wait_established("pytorchjobs.kubeflow.org")
     webhooks = yaml.safe_load((manifests / "webhook" / "manifests.yaml").read_text())["webhooks"]
     hook = next(hook for hook in webhooks if hook["rules"][0]["resources"] == ["pytorchjobs"])
     path = hook["clientConfig"]["service"]["path"]
