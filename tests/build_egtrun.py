@@ -29,7 +29,7 @@ def egtrun(**spec: Any) -> dict[str, Any]:
         **spec,
     }
     named = {"apiVersion": "egt.dev/v1alpha1", "kind": "EGTRun", "metadata": {"name": "digits", "namespace": "team"}}
-    filled = EGTRun.model_validate({**named, "spec": base}).model_dump(mode="json", by_alias=True, exclude={"status"})
+    filled = EGTRun.model_validate({**named, "spec": base}).model_dump(mode="json", by_alias=True, exclude_none=True)
     return {**named, "spec": filled["spec"]}
 
 

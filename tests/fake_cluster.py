@@ -207,7 +207,9 @@ class FakeCluster:
         found = self._objects["run"].get(run["metadata"]["name"])
         if found is None or found["metadata"]["resourceVersion"] != run["metadata"]["resourceVersion"]:
             raise Conflict("changed meanwhile")
-        stored = self._store("run", {**copy.deepcopy(found), "status": json.loads(json.dumps(status))})
+        merged = {**found.get("status", {}), **json.loads(json.dumps(status))}
+        kept = {name: value for name, value in merged.items() if value is not None}
+        stored = self._store("run", {**copy.deepcopy(found), "status": kept})
         self._done()
         return stored
 

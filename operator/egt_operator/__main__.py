@@ -5,26 +5,23 @@ import logging
 import os
 import signal
 import sys
+import time
 from datetime import UTC, datetime
 
 import kopf
 from aiohttp import web
 from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
-from kubernetes.aio.leaderelection.electionconfig import Config
-from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 
 from egt_operator.cluster import Bucket, Cluster
 from egt_operator.controller import Controller
 from egt_operator.handlers import Handlers, kopf_settings
+from egt_operator.lease import Lease
 from egt_operator.settings import Settings
 from egt_operator.telemetry import JsonLines, Telemetry
 
-# As client-go's defaults: a leader that cannot renew for ten seconds gives up before another may begin.
-_LEASE_SECONDS, _RENEW_SECONDS, _RETRY_SECONDS = 15, 10, 2
 log = logging.getLogger("egt_operator")
 
 
@@ -33,39 +30,50 @@ class Operator:
 
     def __init__(self, settings: Settings, client: ApiClient) -> None:
         self._settings = settings
-        self._client = client
         self.telemetry = Telemetry()
-        cluster = Cluster(client, Bucket(settings.requests_per_second, settings.burst))
-        self._controller = Controller(cluster, settings, self.telemetry, lambda: datetime.now(UTC))
+        self._cluster = Cluster(client, Bucket(settings.requests_per_second, settings.burst))
+        self._controller = Controller(self._cluster, settings, self.telemetry, lambda: datetime.now(UTC))
         self._handlers = Handlers(self._controller)
         self.stopped = asyncio.Event()
 
     async def run(self) -> None:
         """Until the lease is lost or the process is asked to stop."""
         runner = await self._serve()
-        lock = LeaseLock(
-            self._settings.lease_name, self._settings.lease_namespace, self._settings.identity, self._client
-        )
-        election = LeaderElection(Config(lock, _LEASE_SECONDS, _RENEW_SECONDS, _RETRY_SECONDS, self._lead, self._lost))
-        tasks = [asyncio.create_task(election.run()), asyncio.create_task(self.stopped.wait())]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
+        settings = self._settings
+        lease = Lease(self._cluster, settings.lease_namespace, settings.lease_name, settings.identity, time.monotonic)
+        tasks = [asyncio.create_task(self._hold(lease)), asyncio.create_task(self.stopped.wait())]
+        ended, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in others:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*others, return_exceptions=True)
         await runner.cleanup()
+        for task in ended:
+            task.result()  # what was raised ends the process
 
-    async def _lead(self) -> None:
+    async def _hold(self, lease: Lease) -> None:
+        """Work as long as the lease is held."""
+        await lease.acquire()
         log.info("leads as %s", self._settings.identity)
+        work = asyncio.create_task(self._work())
+        hold = asyncio.create_task(lease.hold())
         try:
-            await self._controller.refresh()
-            await asyncio.gather(
-                self._watch(),
-                self._controller.resync(),
-                *(self._controller.work() for _ in range(self._settings.workers)),
-            )
-        except Exception:
-            log.exception("ends; another replica or the next start goes on")
-            self.stopped.set()
+            ended, _ = await asyncio.wait([work, hold], return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            for task in (work, hold):
+                task.cancel()
+            await asyncio.gather(work, hold, return_exceptions=True)
+            if not hold.done() or hold.cancelled():
+                await lease.release()  # after the last worker has stopped
+
+    async def _work(self) -> None:
+        await self._controller.refresh()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch())
+            tasks.create_task(self._controller.resync())
+            for _ in range(self._settings.workers):
+                tasks.create_task(self._controller.work())
 
     async def _watch(self) -> None:
         namespaces = self._settings.namespaces
@@ -76,12 +84,7 @@ class Operator:
             clusterwide=not namespaces,
             namespaces=namespaces,
         )
-        log.info("the watches have ended")
-        self.stopped.set()
-
-    async def _lost(self) -> None:
-        log.error("the lease is lost")
-        self.stopped.set()
+        raise RuntimeError("the watches have ended")
 
     async def _serve(self) -> web.AppRunner:
         app = web.Application()

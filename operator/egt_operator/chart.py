@@ -100,7 +100,7 @@ class ChartValues(_Values):
     """The CustomResourceDefinition."""
     watch: Watch = Watch()
     """Which runs."""
-    settings: OperatorSettings = OperatorSettings()  # type: ignore[valid-type]
+    settings: OperatorSettings = OperatorSettings()
     """How the operator works."""
     metrics: Metrics = Metrics()
     """Prometheus."""

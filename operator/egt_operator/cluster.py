@@ -22,6 +22,7 @@ JOBS = "/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs"
 PODS = "/api/v1/namespaces/{namespace}/pods"
 EVENTS = "/api/v1/namespaces/{namespace}/events"
 QUEUES = "/apis/kueue.x-k8s.io/v1beta1/namespaces/{namespace}/localqueues"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 LISTS: Mapping[Kind, str] = {
     "run": f"/apis/{GROUP}/{VERSION}{{scope}}/egtruns",
     "job": "/apis/kubeflow.org/v1{scope}/pytorchjobs",
@@ -131,6 +132,19 @@ class Cluster:
             await self._call("POST", EVENTS.format(namespace=event["metadata"]["namespace"]), event)
         except (Conflict, Refused):  # said already, or the namespace goes away: nobody is lost by a missing event
             return
+
+    async def lease(self, namespace: str, name: str) -> Body | None:
+        """A Lease, None if there is none."""
+        return await self._get(f"{LEASES.format(namespace=namespace)}/{name}")
+
+    async def create_lease(self, lease: Body) -> Body:
+        """The lease as it was made. Raises Conflict if there is one."""
+        return await self._call("POST", LEASES.format(namespace=lease["metadata"]["namespace"]), lease)
+
+    async def replace_lease(self, lease: Body) -> Body:
+        """The lease as it is now. Raises Conflict if it is no longer as it was read."""
+        metadata = lease["metadata"]
+        return await self._call("PUT", f"{LEASES.format(namespace=metadata['namespace'])}/{metadata['name']}", lease)
 
     async def _get(self, path: str) -> Body | None:
         try:

@@ -24,7 +24,7 @@ from egt_operator.events import happened, render_event
 from egt_operator.progress import last_progress
 from egt_operator.render import Owner, render
 from egt_operator.settings import Settings
-from egt_operator.status import invalid
+from egt_operator.status import as_merge_patch, invalid
 from egt_operator.task import task_of
 from egt_operator.telemetry import Telemetry
 from egt_operator.work_queue import WorkQueue
@@ -151,7 +151,7 @@ class Controller:
             run = EGTRun.model_validate(_known_parts(body))
         except ValidationError as error:
             after = invalid(body, error, self._now())
-            if after.model_dump(mode="json", by_alias=True) != body.get("status"):
+            if after != EGTRunStatus.model_validate(body.get("status") or {}):
                 await self._write(key, body, None, after)
             return
         self._telemetry.run_is(key, run.status.phase if run.status else "Pending")
@@ -219,8 +219,7 @@ class Controller:
             raise Conflict(f"{key}: was changed meanwhile")
 
     async def _write(self, key: str, body: Mapping[str, Any], before: EGTRunStatus | None, after: EGTRunStatus) -> None:
-        written = after.model_dump(mode="json", by_alias=True)
-        self.cache.keep("run", await self._cluster.write_status(dict(body), written))
+        self.cache.keep("run", await self._cluster.write_status(dict(body), as_merge_patch(after)))
         self._telemetry.run_is(key, after.phase)
         self._telemetry.changed(before, after)
         metadata = body["metadata"]

@@ -20,6 +20,7 @@ class Handlers:
     def __init__(self, controller: Controller) -> None:
         self._controller, self._heard = controller, time.monotonic()
         self.registry = kopf.OperatorRegistry()
+        kopf.on.login(registry=self.registry)(_login)
         kopf.on.event(*RUNS, registry=self.registry)(self._run)
         kopf.on.event(*JOBS, labels={RUN_LABEL: kopf.PRESENT}, registry=self.registry)(self._job)
         kopf.on.event(*PODS, labels={RUN_LABEL: kopf.PRESENT}, registry=self.registry)(self._pod)
@@ -40,6 +41,11 @@ class Handlers:
     def _tell(self, kind: Kind, body: kopf.Body, event: str | None) -> None:
         self._heard = time.monotonic()
         self._controller.heard(kind, dict(body), gone=event == "DELETED")
+
+
+def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
+    """The identity of the pod, else that of the user's kubeconfig."""
+    return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
 
 
 def kopf_settings() -> kopf.OperatorSettings:

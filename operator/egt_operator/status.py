@@ -64,6 +64,12 @@ def invalid(body: Mapping[str, Any], error: ValidationError, now: datetime) -> E
     return before.model_copy(update={"observed_generation": generation, "phase": "Pending", "conditions": found})
 
 
+def as_merge_patch(status: EGTRunStatus) -> dict[str, Any]:
+    """The status as a merge patch: null removes a field; in lists, which are replaced whole, it may not stand."""
+    known = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {field.alias or name: known.get(field.alias or name) for name, field in EGTRunStatus.model_fields.items()}
+
+
 def _verdict(run: EGTRun, status: EGTRunStatus, refusals: Refusals) -> Verdict:
     broken = next((s for s in status.stages if s.phase is Phase.FAILED), None)
     if broken is not None:

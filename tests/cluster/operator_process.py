@@ -47,5 +47,5 @@ def operator_process(plane: ControlPlane, kubeconfig: Path | None = None, **sett
     env = {**os.environ, **environment, "KUBECONFIG": str(kubeconfig or plane.kubeconfig)}
     with process(command, log, env) as running:
         wait_for(f"the operator leads ({log})", lambda: running.poll() is not None or '"leads as' in log.read_text())
-        assert running.poll() is None, log.read_text()
+        assert running.poll() is None, f"exit code {running.returncode}: {log.read_text()}"
         yield RunningOperator(port, log, running)
