@@ -90,7 +90,7 @@ def _without_job(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: 
     why = stage.stopping or "Deleted"
     said = stage.message if stage.stopping else f"the PyTorchJob {stage.job} was deleted"
     stage = stage.model_copy(update={"stopping": why, "message": said})
-    if any(pod.alive and not pod.lost for pod in evidence.pods):
+    if writing(evidence.pods, evidence.now, settings):
         return Step(stage, evidence.active_seconds, wake=evidence.now + timedelta(seconds=_POLL_SECONDS))
     if why == "Suspend":
         ended, active = _ended(run, stage, evidence, wasted=False)
@@ -143,6 +143,12 @@ def _must_stop(
     if seen.reason in (*HOPELESS, *IMAGE) and _passed(stage.queued_since, settings.pending_seconds, now):
         return "Unstartable", f"{seen.reason}: {seen.message}"
     return None, ""
+
+
+def writing(pods: Sequence[Pod], now: datetime, settings: Settings) -> list[Pod]:
+    """Pods that may still write somewhere: they have not ended, and are not given up."""
+    known = [(pod, pod.given_up(settings.lost_node_seconds)) for pod in pods if pod.alive]
+    return [pod for pod, end in known if end is None or end > now]
 
 
 def wants_to_stop(run: EGTRun) -> bool:

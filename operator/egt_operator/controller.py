@@ -94,7 +94,7 @@ class Controller:
             try:
                 await self.refresh()
             except (*_TROUBLE, Refused) as error:
-                log.warning("resync: %r; tries again", error)
+                log.warning("resync: %s; tries again", _told(error))
 
     async def look(self, key: str) -> str:
         """One look at a run; in one word how it ended."""
@@ -109,7 +109,7 @@ class Controller:
             self._again_later(key)
             return "refused"
         except _TROUBLE as error:
-            log.warning("%s: %r; looks again later", key, error, extra={"run": key})
+            log.warning("%s: %s; looks again later", key, _told(error), extra={"run": key})
             self._again_later(key)
             return "trouble"
         except Exception:
@@ -137,7 +137,7 @@ class Controller:
                 if stage["phase"] == "Running" and (job := await self._cluster.job(namespace, stage["job"])):
                     self.cache.keep("job", job)
         except (*_TROUBLE, Refused) as error:
-            log.warning("%s: %r", key, error, extra={"run": key})
+            log.warning("%s: %s", key, _told(error), extra={"run": key})
 
     async def reconcile(self, key: str) -> None:
         """Bring one run a step forward. Raises what the API server answers."""
@@ -183,7 +183,11 @@ class Controller:
             return None
         self._progress_due[key] = now + period
         self.queue.add(key, period)
-        return last_progress(await self._cluster.log_end(namespace, f"{active.job}-master-0"))
+        try:
+            return last_progress(await self._cluster.log_end(namespace, f"{active.job}-master-0"))
+        except (*_TROUBLE, Refused) as error:  # a node that does not answer must not keep the run from being looked at
+            log.info("%s: no log of %s: %s", key, active.job, _told(error), extra={"run": key})
+            return None
 
     async def _refusals(self, namespace: str, run: EGTRun, active: StageStatus | None) -> list[tuple[str, str]]:
         """Why no stage of the run can start."""
@@ -238,6 +242,13 @@ class Controller:
             after = refused(run, decision, world, str(error), self._settings)
             await self._write(key, self.cache.run(key) or {}, decision.status, after)
         self.queue.add(key)
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line; the client's own text has many."""
+    if isinstance(error, ApiException):
+        return f"{error.status} {error.reason}: {error.body or ''}"[:500]
+    return f"{type(error).__name__}: {error}"
 
 
 def _known_parts(body: Mapping[str, Any]) -> dict[str, Any]:

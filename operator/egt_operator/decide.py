@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from egt_operator.api import EGTRun
 from egt_operator.api_status import EGTRunStatus, GpuHours, StageStatus
-from egt_operator.attempt import Evidence, failed, follow
+from egt_operator.attempt import Evidence, failed, follow, writing
 from egt_operator.observe import Cause, Job, Pod
 from egt_operator.plan import Observed, Phase, Task, plan
 from egt_operator.render import Owner, gpus_of, job_name, pods_of
@@ -196,17 +196,14 @@ def _begin(stage: StageStatus, links: Mapping[StageName, Link], world: World) ->
 
 
 def _not_before(stage: StageStatus, world: World, settings: Settings) -> datetime | None:
-    """When the next attempt may begin; None: now. Pods of an earlier one must be gone, or lost for good."""
+    """When the next attempt may begin; None: now. Pods of an earlier one must be gone, or given up."""
     if stage.next_attempt is not None and stage.next_attempt > world.now:
         return stage.next_attempt
-    alive = [pod for pod in world.pods if pod.alive]
+    alive = writing(world.pods, world.now, settings)
     if not alive:
         return None
-    since = stage.last_failure.time if stage.last_failure else world.now
-    given_up = since + timedelta(seconds=settings.lost_node_seconds)
-    if all(pod.lost or pod.deleted for pod in alive) and given_up <= world.now:
-        return None
-    return min(max(given_up, world.now + timedelta(seconds=1)), world.now + timedelta(seconds=_CLEANED_SECONDS))
+    soon = world.now + timedelta(seconds=_CLEANED_SECONDS)
+    return min(pod.given_up(settings.lost_node_seconds) or soon for pod in alive)
 
 
 def _uncleaned(stage: StageStatus, world: World) -> tuple[Job, ...]:

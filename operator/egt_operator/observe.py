@@ -6,7 +6,7 @@ and the class decides whether and how often a stage is tried again.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -48,7 +48,8 @@ class Pod:
     job: str
     created: datetime
     phase: str
-    deleted: bool = False
+    deleted: datetime | None = None
+    """By when it is to be gone."""
     node: str | None = None
     exit_code: int | None = None
     reason: str = ""
@@ -59,12 +60,16 @@ class Pod:
     disruption: str = ""
     """Reason of the DisruptionTarget condition."""
     lost: bool = False
-    """True while its node does not answer."""
+    """True once the cluster has said that its node is."""
 
     @property
     def alive(self) -> bool:
-        """True while it may still write somewhere."""
+        """True until it has ended."""
         return self.phase not in ("Succeeded", "Failed")
+
+    def given_up(self, patience_seconds: float) -> datetime | None:
+        """When it counts as gone although it has not ended: its node does not answer. None: never."""
+        return self.deleted + timedelta(seconds=patience_seconds) if self.deleted else None
 
 
 @dataclass(frozen=True)
@@ -107,21 +112,21 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
     """A pod as the API server gives it."""
     metadata, status = body["metadata"], body.get("status") or {}
     conditions = {found["type"]: found for found in status.get("conditions") or ()}
-    scheduled, ready = conditions.get("PodScheduled", {}), conditions.get("Ready", {})
+    scheduled = conditions.get("PodScheduled", {})
     exit_code, reason, message = _container(status)
     return Pod(
         name=metadata["name"],
         job=metadata["labels"].get("training.kubeflow.org/job-name", ""),
         created=_time(metadata["creationTimestamp"]),
         phase=status.get("phase", "Pending"),
-        deleted="deletionTimestamp" in metadata,
+        deleted=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
         node=body.get("spec", {}).get("nodeName"),
         exit_code=exit_code,
         reason=reason or status.get("reason", ""),
         message=message or status.get("message", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         disruption=conditions.get("DisruptionTarget", {}).get("reason", ""),
-        lost=ready.get("reason") == "NodeStatusUnknown" or status.get("reason") == "NodeLost",
+        lost=status.get("reason") == "NodeLost",
     )
 
 

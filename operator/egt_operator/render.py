@@ -123,12 +123,21 @@ def _pod(run: EGTRun, task: TaskFile, settings: Settings, labels: Mapping[str, s
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "nodeSelector": dict(scheduling.node_selector),
-        "tolerations": [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in scheduling.tolerations],
+        "tolerations": [
+            *(t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in scheduling.tolerations),
+            *(_until_lost(key, settings) for key in ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")),
+        ],
         # In a queue the class is Kueue's own WorkloadPriorityClass, on the job.
         **({"priorityClassName": scheduling.priority_class} if scheduling.priority_class and not in_queue else {}),
     }
     annotations = {**overlay.annotations, TASK_ANNOTATION: task.model_dump_json()}
     return {"metadata": {"labels": {**overlay.labels, **labels}, "annotations": annotations}, "spec": spec}
+
+
+def _until_lost(key: str, settings: Settings) -> dict[str, Any]:
+    """How long a pod stays on a node that does not answer; Kubernetes would say five minutes."""
+    seconds = int(settings.lost_node_seconds)
+    return {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
 
 
 def _container(run: EGTRun, task: TaskFile, settings: Settings) -> dict[str, Any]:

@@ -37,8 +37,8 @@ class Settings(BaseModel):
     """How often the progress of a running stage is read from its log."""
     grace_seconds: int = Field(default=120, ge=1)
     """Between SIGTERM and SIGKILL of a stage: time for a checkpoint."""
-    lost_node_seconds: float = Field(default=300, ge=0)
-    """A pod on a node that does not answer is given up after this long."""
+    lost_node_seconds: float = Field(default=120, ge=0)
+    """A node that does not answer for this long is lost; as long again its pods may still write."""
     pending_seconds: float = Field(default=120, ge=0)
     """An image or secret that cannot be had fails a stage after this long."""
     backoff_seconds: float = Field(default=10, gt=0)
