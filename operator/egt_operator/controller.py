@@ -152,7 +152,7 @@ class Controller:
         except ValidationError as error:
             after = invalid(body, error, self._now())
             if after != EGTRunStatus.model_validate(body.get("status") or {}):
-                await self._write(key, body, None, after)
+                await self._write(key, body, after)
             return
         self._telemetry.run_is(key, run.status.phase if run.status else "Pending")
         world = await self._world(key, body, run)
@@ -200,9 +200,10 @@ class Controller:
     async def _carry_out(
         self, key: str, body: Mapping[str, Any], run: EGTRun, world: World, decision: Decision
     ) -> None:
-        """Write the status first, so that a crash after any call leaves a memory of what was meant."""
-        if decision.status != run.status:
-            await self._write(key, body, run.status, decision.status)
+        """The status first, so that a crash after any call leaves a memory of what was meant; events last."""
+        changed = decision.status != run.status
+        if changed:
+            await self._write(key, body, decision.status)
         elif decision.create is not None:
             await self._check_unchanged(key, body)
         if decision.remove_run:
@@ -214,6 +215,8 @@ class Controller:
             await self._create(key, run, world, decision, decision.create)
         if decision.wake is not None:
             self.queue.add(key, max((decision.wake - self._now()).total_seconds(), 0.05))
+        if changed:
+            await self._tell(key, world.owner, run.status, decision.status)
 
     async def _check_unchanged(self, key: str, body: Mapping[str, Any]) -> None:
         """Before a job is made on the word of a status that was only remembered. Raises Conflict when it is old."""
@@ -222,12 +225,13 @@ class Controller:
         if fresh is None or fresh["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]:
             raise Conflict(f"{key}: was changed meanwhile")
 
-    async def _write(self, key: str, body: Mapping[str, Any], before: EGTRunStatus | None, after: EGTRunStatus) -> None:
+    async def _write(self, key: str, body: Mapping[str, Any], after: EGTRunStatus) -> None:
         self.cache.keep("run", await self._cluster.write_status(dict(body), as_merge_patch(after)))
         self._telemetry.run_is(key, after.phase)
+
+    async def _tell(self, key: str, owner: Owner, before: EGTRunStatus | None, after: EGTRunStatus) -> None:
+        """Metrics, log and events of a change."""
         self._telemetry.changed(before, after)
-        metadata = body["metadata"]
-        owner = Owner(metadata["name"], metadata["namespace"], metadata["uid"])
         for found in happened(before, after):
             log.info("%s: %s", found.reason, found.message, extra={"run": key})
             await self._cluster.create_event(render_event(found, owner, self._now()))
@@ -240,7 +244,8 @@ class Controller:
             if error.status == _FORBIDDEN:
                 raise  # it may be allowed later
             after = refused(run, decision, world, str(error), self._settings)
-            await self._write(key, self.cache.run(key) or {}, decision.status, after)
+            await self._write(key, self.cache.run(key) or {}, after)
+            await self._tell(key, world.owner, decision.status, after)
         self.queue.add(key)
 
 

@@ -1,0 +1,207 @@
+"""The operator against a bare script that makes the same PyTorchJobs, on one real API server with simulated pods.
+
+    python bench/operator.py [--runs 1000]
+
+Every run is five stages whose pods end at once. The script creates each job when the one before has succeeded, and does
+nothing else: no status, no attempts, no events. Printed: jobs a minute of both, CPU seconds of the operator beside
+training-operator's own, peak memory, duplicates, lost runs; and the gap from the end of a stage's pod to its next job,
+seen by a watcher of its own.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "cluster")]
+
+from build_egtrun import egtrun
+from cluster import Cluster, running_cluster
+from egt_operator.render import RUN_LABEL, STAGE_LABEL
+from node_agent import NodeShape
+from node_api import NodeApi
+from operator_process import operator_process
+from simulated_stages import SimulatedStages
+
+STAGES = ("prepare", "sft", "probe", "curate", "rl")
+JOBS = "/apis/kubeflow.org/v1/namespaces/team/pytorchjobs"
+RUNS = "/apis/egt.dev/v1alpha1/namespaces/team/egtruns"
+PODS = "/api/v1/namespaces/team/pods"
+AT_ONCE = 32  # requests of this program, as kubectl of many users
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def peak_mib(pid: int) -> float:
+    """Its peak resident memory."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def pid_of(program: str) -> int:
+    """The newest process of a program."""
+    found = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.read_bytes().split(b"\0")[0].endswith(program.encode())
+    ]
+    return max(found)
+
+
+class Watcher:
+    """When each stage's pod ended and its job appeared, by this process's clock."""
+
+    def __init__(self) -> None:
+        self.ended: dict[tuple[str, str], float] = {}
+        self.added: dict[tuple[str, str], float] = {}
+        self.jobs: set[str] = set()
+
+    def pod(self, event: str, pod: Any) -> None:
+        if event not in ("ADDED", "MODIFIED") or (pod.get("status") or {}).get("phase") != "Succeeded":
+            return
+        labels = pod["metadata"]["labels"]
+        self.ended.setdefault((labels[RUN_LABEL], labels[STAGE_LABEL]), time.monotonic())
+
+    def job(self, event: str, job: Any) -> None:
+        if event == "ADDED":
+            labels = job["metadata"]["labels"]
+            self.added.setdefault((labels[RUN_LABEL], labels[STAGE_LABEL]), time.monotonic())
+            self.jobs.add(job["metadata"]["uid"])
+
+    def gaps(self) -> list[float]:
+        """Seconds from the end of a stage's pod to the next stage's job."""
+        return sorted(
+            max(0.0, self.added[run, after] - self.ended[run, before])
+            for before, after in pairwise(STAGES)
+            for run, stage in self.ended
+            if stage == before and (run, after) in self.added
+        )
+
+
+async def create_all(api: NodeApi, path: str, bodies: list[dict[str, Any]]) -> None:
+    """Create objects, so many at once."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def create(body: dict[str, Any]) -> None:
+        async with gate:
+            await api.call("POST", path, body)
+
+    await asyncio.gather(*(create(body) for body in bodies))
+
+
+async def with_operator(cluster: Cluster, count: int) -> tuple[float, Watcher]:
+    """Seconds until every run is complete."""
+    api, watcher = NodeApi(cluster.kubeconfig, cluster.plane.folder), Watcher()
+    watches = [asyncio.create_task(api.watch(PODS, watcher.pod)), asyncio.create_task(api.watch(JOBS, watcher.job))]
+    bodies = []
+    for number in range(count):
+        body = egtrun(
+            store={"uri": f"s3://bucket/run-{number}"}, distill={"enabled": False}, evaluate={"enabled": False}
+        )
+        body["metadata"]["name"] = f"run-{number}"
+        bodies.append(body)
+    began = time.monotonic()
+    await create_all(api, RUNS, bodies)
+    while True:
+        listed = (await api.call("GET", RUNS))["items"]
+        phases = [(run.get("status") or {}).get("phase") for run in listed]
+        if all(phase in ("Complete", "Failed") for phase in phases):
+            break
+        await asyncio.sleep(1.0)
+    seconds = time.monotonic() - began
+    for watch in watches:
+        watch.cancel()
+    await api.session.close()
+    lost = count - phases.count("Complete")
+    print(f"runs {count}, lost {lost}, jobs {len(watcher.jobs)}, duplicates {len(watcher.jobs) - 5 * count}")
+    return seconds, watcher
+
+
+async def with_script(cluster: Cluster, templates: list[dict[str, Any]], count: int) -> float:
+    """Seconds until a script that does nothing else has brought as many chains to their end."""
+    api = NodeApi(cluster.kubeconfig, cluster.plane.folder)
+    done = asyncio.Event()
+    ended = 0
+    tasks: set[asyncio.Task[Any]] = set()
+    seen: set[str] = set()
+
+    def job(chain: int, stage: int) -> dict[str, Any]:
+        body = json.loads(json.dumps(templates[stage]))
+        name = f"bare-{chain}-{stage}"
+        labels = {**body["metadata"]["labels"], RUN_LABEL: f"bare-{chain}"}
+        body["metadata"] = {"name": name, "labels": labels}
+        return body
+
+    def see(event: str, found: Any) -> None:
+        nonlocal ended
+        if event not in ("ADDED", "MODIFIED") or not found["metadata"]["name"].startswith("bare-"):
+            return
+        name = found["metadata"]["name"]
+        conditions = (found.get("status") or {}).get("conditions") or ()
+        if name in seen or not any(c["type"] == "Succeeded" and c["status"] == "True" for c in conditions):
+            return
+        seen.add(name)
+        _, chain, stage = name.split("-")
+        if int(stage) + 1 < len(STAGES):
+            task = asyncio.ensure_future(api.call("POST", JOBS, job(int(chain), int(stage) + 1)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            return
+        ended += 1
+        if ended == count:
+            done.set()
+
+    watch = asyncio.create_task(api.watch(JOBS, see))
+    began = time.monotonic()
+    await create_all(api, JOBS, [job(chain, 0) for chain in range(count)])
+    await done.wait()
+    watch.cancel()
+    seconds = time.monotonic() - began
+    await api.session.close()
+    return seconds
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=1000)
+    count = parser.parse_args().runs
+    with running_cluster(NodeShape(nodes=4, gpus=10_000), SimulatedStages(seconds=0.0)) as cluster:
+        cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
+        cluster.plane.wait_established("egtruns.egt.dev")
+        cluster.kubectl("create", "namespace", "team")
+        trainer = pid_of("training-operator.v1")
+        with operator_process(cluster.plane, progress_seconds="60", resync_seconds="300") as operator:
+            pid = operator.process.pid
+            before, trained = cpu_seconds(pid), cpu_seconds(trainer)
+            seconds, watcher = asyncio.run(with_operator(cluster, count))
+            ours, theirs = cpu_seconds(pid) - before, cpu_seconds(trainer) - trained
+            memory = peak_mib(pid)
+        jobs = json.loads(cluster.kubectl("get", "pytorchjobs", "-n", "team", "-l", f"{RUN_LABEL}=run-0", "-o", "json"))
+        by_stage = {job["metadata"]["labels"][STAGE_LABEL]: job for job in jobs["items"]}
+        templates = [{"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": by_stage[s]["metadata"],
+                      "spec": by_stage[s]["spec"]} for s in STAGES]  # fmt: skip
+        bare = asyncio.run(with_script(cluster, templates, count))
+    rate, bare_rate = 300 * count / seconds, 300 * count / bare
+    gaps = watcher.gaps()
+    print(f"jobs a minute: operator {rate:.0f}, script {bare_rate:.0f}, ratio {rate / bare_rate:.2f} (bar 0.8)")
+    print(f"CPU ms a stage: operator {1000 * ours / count / 5:.1f}, training-operator {1000 * theirs / count / 5:.1f}, "
+          f"ratio {ours / theirs:.1f} (bar 3)")  # fmt: skip
+    print(f"peak memory {memory:.0f} MiB (bar 150)")
+    print(f"gap, end of a pod to the next job: p50 {1000 * statistics.median(gaps):.0f} ms (bar 100), "
+          f"p99 {1000 * gaps[int(len(gaps) * 0.99)]:.0f} ms (bar 500), all {count} runs at once")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
