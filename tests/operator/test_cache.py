@@ -1,0 +1,54 @@
+"""What is known of a run is never older than what was known before."""
+
+from typing import Any
+
+from egt_operator.cache import Cache
+
+
+def run(version: int, uid: str = "u", name: str = "digits") -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "team", "uid": uid, "resourceVersion": str(version)}}
+
+
+def pod(version: int, name: str = "p", run_name: str | None = "digits") -> dict[str, Any]:
+    labels = {"egt.dev/run": run_name} if run_name else {}
+    metadata = {"name": name, "namespace": "team", "uid": name, "resourceVersion": str(version), "labels": labels}
+    return {"metadata": {**metadata, "creationTimestamp": "2026-11-21T12:00:00Z"}, "status": {"phase": "Running"}}
+
+
+def test_a_late_event_does_not_replace_something_newer() -> None:
+    cache = Cache()
+    cache.keep("run", run(5))
+    assert cache.keep("run", run(4)) is None
+    found = cache.run("team/digits")
+    assert found is not None
+    assert found["metadata"]["resourceVersion"] == "5"
+
+
+def test_what_belongs_to_no_run_is_not_kept() -> None:
+    assert Cache().keep("pod", pod(1, run_name=None)) is None
+
+
+def test_a_list_finds_what_was_missed_and_what_is_gone() -> None:
+    cache = Cache()
+    cache.keep("pod", pod(1, "stays"))
+    cache.keep("pod", pod(2, "gone"))
+    missed = cache.compare("pod", [pod(1, "stays"), pod(7, "new")], version=9)
+    assert missed == ["team/digits", "team/digits"]
+    assert sorted(found.name for found in cache.pods("team/digits")) == ["new", "stays"]
+
+
+def test_a_list_that_is_older_than_an_event_does_not_undo_it() -> None:
+    cache = Cache()
+    cache.keep("pod", pod(12, "young"))
+    assert cache.compare("pod", [], version=9) == []
+    assert [found.name for found in cache.pods("team/digits")] == ["young"]
+
+
+def test_a_run_of_the_same_name_made_anew_is_the_one_that_counts() -> None:
+    cache = Cache()
+    cache.keep("run", run(5, uid="old"))
+    cache.keep("run", run(8, uid="new"))
+    cache.keep("run", run(7, uid="old"), gone=True)
+    found = cache.run("team/digits")
+    assert found is not None
+    assert found["metadata"]["uid"] == "new"

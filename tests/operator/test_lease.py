@@ -1,0 +1,103 @@
+"""Who works: the holder of the lease, and another only once it has not been renewed for its duration."""
+
+import asyncio
+import copy
+from typing import Any
+
+from egt_operator.cluster import Conflict
+from egt_operator.lease import DURATION_SECONDS, RENEW_SECONDS, Lease
+
+
+class Leases:
+    """A cluster with one lease, and a clock that sleeping turns on."""
+
+    def __init__(self) -> None:
+        self.body: dict[str, Any] | None = None
+        self.time = 0.0
+        self.reachable = True
+        self.version = 0
+
+    async def lease(self, _namespace: str, _name: str) -> dict[str, Any] | None:
+        if not self.reachable:
+            raise OSError("no route")
+        return copy.deepcopy(self.body)
+
+    async def create_lease(self, lease: dict[str, Any]) -> None:
+        if self.body is not None:
+            raise Conflict("exists")
+        self._store(lease)
+
+    async def replace_lease(self, lease: dict[str, Any]) -> None:
+        assert self.body is not None
+        if lease["metadata"]["resourceVersion"] != self.body["metadata"]["resourceVersion"]:
+            raise Conflict("changed")
+        self._store(lease)
+
+    def _store(self, lease: dict[str, Any]) -> None:
+        self.version += 1
+        self.body = copy.deepcopy(lease)
+        self.body["metadata"]["resourceVersion"] = str(self.version)
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+    def candidate(self, name: str) -> Lease:
+        return Lease(self, "ns", "egt", name, lambda: self.time, self.sleep)  # type: ignore[arg-type]
+
+    @property
+    def holder(self) -> str:
+        assert self.body is not None
+        found: str = self.body["spec"]["holderIdentity"]
+        return found
+
+
+def test_the_first_takes_it_and_the_second_waits_for_its_end() -> None:
+    leases = Leases()
+    asyncio.run(leases.candidate("first").acquire())
+    asyncio.run(leases.candidate("second").acquire())  # nobody renews meanwhile
+    assert leases.holder == "second"
+    assert leases.time > DURATION_SECONDS
+
+
+def test_a_released_lease_is_taken_at_once() -> None:
+    leases = Leases()
+    first = leases.candidate("first")
+    asyncio.run(first.acquire())
+    asyncio.run(first.release())
+    asyncio.run(leases.candidate("second").acquire())
+    assert leases.holder == "second"
+    assert leases.time == 0
+
+
+def test_nobody_releases_what_another_holds() -> None:
+    leases = Leases()
+    first, second = leases.candidate("first"), leases.candidate("second")
+    asyncio.run(first.acquire())
+    asyncio.run(second.release())
+    assert leases.holder == "first"
+
+
+def test_a_holder_that_cannot_renew_gives_up_before_another_may_begin() -> None:
+    leases = Leases()
+    first = leases.candidate("first")
+    asyncio.run(first.acquire())
+    leases.reachable = False
+    asyncio.run(first.hold())
+    assert RENEW_SECONDS <= leases.time < DURATION_SECONDS
+
+
+def test_a_renewed_lease_is_not_taken() -> None:
+    leases = Leases()
+    first, second = leases.candidate("first"), leases.candidate("second")
+
+    async def both() -> bool:
+        await first.acquire()
+        for _ in range(20):
+            await leases.sleep(2.0)
+            await first._try()
+            if await second._try():
+                return True
+        return False
+
+    assert not asyncio.run(both())
+    assert leases.holder == "first"

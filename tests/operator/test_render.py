@@ -1,0 +1,98 @@
+"""The PyTorchJob of an attempt: restricted, by reference, and nothing left to chance."""
+
+import json
+from typing import Any
+
+from build_egtrun import SETTINGS, egtrun
+from egt_operator.api import EGTRun
+from egt_operator.api_status import EGTRunStatus, StageStatus
+from egt_operator.decide import links_of
+from egt_operator.plan import Phase
+from egt_operator.render import TASK_ANNOTATION, Owner, render
+from egt_operator.task import task_of
+from egt_pipeline.contract.graph import STAGES, StageName
+from egt_pipeline.contract.task import TaskFile
+
+OWNER = Owner("digits", "team", "uid-1")
+
+
+def job(stage: StageName = StageName.PREPARE, **spec: Any) -> dict[str, Any]:
+    run = EGTRun.model_validate(egtrun(**spec))
+    content = dict.fromkeys(("model", "sft", "rl", "rl-unlabelled", "evaluate"), "c")
+    stages = tuple(
+        StageStatus(
+            name=s.name, phase=Phase.SUCCEEDED if s.name == "prepare" else Phase.WAITING, digest="d", content=content
+        )
+        for s in STAGES
+    )
+    status = EGTRunStatus(stages=stages)
+    wanted = StageStatus(name=stage, phase=Phase.RUNNING, attempt=2, digest="d", job=f"digits-{stage}-a2")
+    return render(run, OWNER, task_of(run, wanted, links_of(run, status)), SETTINGS)
+
+
+def pod(found: dict[str, Any], kind: str = "Master") -> dict[str, Any]:
+    template: dict[str, Any] = found["spec"]["pytorchReplicaSpecs"][kind]["template"]
+    return template
+
+
+def test_names_and_labels_say_run_stage_and_attempt() -> None:
+    found = job(StageName.SFT)
+    assert found["metadata"]["name"] == "digits-sft-a2"
+    assert found["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
+    assert pod(found)["metadata"]["labels"]["egt.dev/attempt"] == "2"
+
+
+def test_the_task_is_in_the_pod_and_its_stage_can_read_it() -> None:
+    task = TaskFile.model_validate_json(pod(job(StageName.PROBE))["metadata"]["annotations"][TASK_ANNOTATION])
+    assert (task.stage, task.attempt, task.inputs["model"].stage) == ("probe", 2, "sft")
+    assert json.loads(pod(job())["metadata"]["annotations"][TASK_ANNOTATION])["digest"] == "d"
+
+
+def test_the_pod_fits_the_restricted_standard() -> None:
+    spec = pod(job())["spec"]
+    container = spec["containers"][0]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert spec["automountServiceAccountToken"] is False
+    assert {next(iter(v.keys() - {"name"})) for v in spec["volumes"]} <= {"emptyDir", "downwardAPI", "secret"}
+
+
+def test_secrets_are_named_and_never_read() -> None:
+    teacher = {"model": "t", "baseUrl": "http://t/v1", "apiKeyEnv": "TEACHER_KEY", "apiKeySecret": "teacher"}
+    environment = pod(job(StageName.DISTILL, distill={"teacher": teacher}))["spec"]["containers"][0]["env"]
+    references = {e["name"]: e["valueFrom"]["secretKeyRef"]["name"] for e in environment if "valueFrom" in e}
+    assert references == {"AWS_ACCESS_KEY_ID": "store", "AWS_SECRET_ACCESS_KEY": "store", "TEACHER_KEY": "teacher"}
+    others = pod(job(StageName.SFT, distill={"teacher": teacher}))["spec"]["containers"][0]["env"]
+    assert "TEACHER_KEY" not in {e["name"] for e in others}
+
+
+def test_a_probe_of_three_workers_is_one_job_of_three_pods_with_a_gpu_each() -> None:
+    found = job(StageName.PROBE, probe={"workers": 3})
+    assert found["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 2
+    for kind in ("Master", "Worker"):
+        assert pod(found, kind)["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+
+
+def test_stages_without_a_model_ask_for_no_gpu() -> None:
+    assert pod(job(StageName.CURATE))["spec"]["containers"][0]["resources"] == {}
+
+
+def test_the_node_pool_and_the_queue_reach_the_job() -> None:
+    scheduling = {"queue": "gpus", "priorityClass": "high", "nodeSelector": {"pool": "a100"},
+                  "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]}  # fmt: skip
+    found = job(StageName.SFT, scheduling=scheduling)
+    assert found["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert found["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
+    assert "suspend" not in found["spec"]["runPolicy"]
+    spec = pod(found)["spec"]
+    assert spec["nodeSelector"] == {"pool": "a100"}
+    assert spec["tolerations"][0] == {"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+
+def test_the_operator_counts_attempts_alone() -> None:
+    found = job(StageName.SFT)["spec"]
+    assert found["runPolicy"] == {"cleanPodPolicy": "Running"}
+    assert found["pytorchReplicaSpecs"]["Master"]["restartPolicy"] == "Never"

@@ -1,0 +1,48 @@
+"""Keys wait once, are held by one worker, and come when they are due."""
+
+import asyncio
+
+from egt_operator.work_queue import WorkQueue
+
+
+def test_a_key_that_is_asked_for_twice_waits_once() -> None:
+    queue = WorkQueue()
+    for key in ("a", "b", "a"):
+        queue.add(key)
+    assert len(queue) == 2
+
+
+def test_a_key_that_comes_while_it_is_held_comes_again_afterwards() -> None:
+    async def history() -> list[str]:
+        queue = WorkQueue()
+        queue.add("a")
+        first = await queue.get()
+        queue.add("a")
+        assert len(queue) == 0  # no second worker gets it meanwhile
+        queue.done(first)
+        return [first, await queue.get()]
+
+    assert asyncio.run(history()) == ["a", "a"]
+
+
+def test_of_several_delays_the_earliest_counts() -> None:
+    async def history() -> float:
+        queue = WorkQueue()
+        queue.add("a", 5.0)
+        queue.add("a", 0.05)
+        queue.add("a", 9.0)
+        began = asyncio.get_running_loop().time()
+        await queue.get()
+        return asyncio.get_running_loop().time() - began
+
+    assert asyncio.run(history()) < 1.0
+
+
+def test_a_key_that_is_due_comes_even_if_others_came_before() -> None:
+    async def history() -> list[str]:
+        queue = WorkQueue()
+        queue.add("late", 0.05)
+        queue.add("now")
+        return [await queue.get(), await queue.get()]
+
+    assert asyncio.run(history()) == ["now", "late"]
