@@ -183,11 +183,13 @@ def _is_json(output: str) -> bool:
 
 
 def _open(run: EGTRun, store: str | None) -> LocalRun:
+    from egt_pipeline.remote_sources import source_fingerprint
     from egt_pipeline.store import open_store
 
     ref = store_ref(run, store)
     opened = open_store(ref)
-    return LocalRun(run, ref, state_folder(ref, run.metadata.name), opened.manifest)
+    state = state_folder(ref, run.metadata.name)
+    return LocalRun(run, ref, state, opened.manifest, lambda recipe: source_fingerprint(recipe, ref))
 
 
 def _links(local: LocalRun) -> dict[StageName, Link]:

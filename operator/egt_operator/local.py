@@ -23,7 +23,6 @@ from egt_operator.plan import Observed, Past, Phase, Plan, Task, plan
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.chain import Link, chain
 from egt_pipeline.contract.errors import StoppedError
-from egt_pipeline.contract.fingerprint import fingerprint
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import Manifest, Progress, StoreRef, TaskFile
@@ -52,6 +51,7 @@ class LocalRun:
     store: StoreRef
     state: Path
     lookup: Lookup
+    fingerprint: Callable[[PrepareRecipe], str]
 
     @property
     def recipes(self) -> dict[StageName, Recipe]:
@@ -64,7 +64,7 @@ class LocalRun:
         prepare = recipes[StageName.PREPARE]
         if not isinstance(prepare, PrepareRecipe):
             raise TypeError("the recipe of prepare is a PrepareRecipe by construction")
-        source = fingerprint(prepare)
+        source = self.fingerprint(prepare)
         links = chain(recipes, source_fingerprint=source, prepared=None)
         prepared = self.lookup(StageName.PREPARE, links[StageName.PREPARE].known_digest())
         return links if prepared is None else chain(recipes, source_fingerprint=source, prepared=prepared.content)

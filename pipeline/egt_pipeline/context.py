@@ -8,6 +8,8 @@ from typing import Protocol
 from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError
 from egt_pipeline.contract.task import InputRef, Metric, Progress
 
+BROUGHT = "sources"  # below the scratch folder: local copies of sources that lie elsewhere
+
 
 class Work(Protocol):
     """Resumable work in progress of one artifact, shared by its attempts and workers, removed once it is published.

@@ -16,14 +16,14 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from egt_pipeline.context import Context, StageResult
+from egt_pipeline.context import BROUGHT, Context, StageResult
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.chain import chain, link_digest
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.fingerprint import fingerprint
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import Manifest, Metric, Producer, Progress, TaskFile
+from egt_pipeline.remote_sources import bring, source_fingerprint
 from egt_pipeline.store import Store, open_store
 
 _TOLD = ("final.accuracy", "sft.accuracy")  # of a stage that is reused: what a run is judged by
@@ -52,6 +52,8 @@ def run_task(
     out = store.workspace(task.stage, task.known_digest(), task.attempt, Path(task.scratch))
     context = _context(task, store, worker, progress, stopping)
     stage = import_module(f"egt_pipeline.stages.{task.stage}")
+    if isinstance(recipe, PrepareRecipe):
+        recipe = bring(recipe, task.store, context.scratch / BROUGHT)
     try:
         result: StageResult = stage.run(recipe, fetch_inputs(task, store), out, context)
     except Exception:
@@ -74,7 +76,7 @@ def identified(task: TaskFile) -> TaskFile:
     recipe = STAGE_TYPES[task.stage].recipe.model_validate(task.recipe)
     if not isinstance(recipe, PrepareRecipe):
         raise TaskError(f"digest: is missing; only prepare finds its own, not {task.stage}")
-    sources = fingerprint(recipe)
+    sources = source_fingerprint(recipe, task.store)
     digest = link_digest(task.stage, recipe, {}, sources)
     return task.model_copy(update={"digest": digest, "source_fingerprint": sources})
 

@@ -9,7 +9,7 @@ from egt_pipeline.contract.errors import ArtifactError, TaskError
 from egt_pipeline.store import hash_file, safe_path
 
 MODEL_FILE = "model.json"  # written by prepare
-MODEL_FOLDER = "model"  # within the artifacts of sft and rl
+MODEL_FOLDER = "model"  # within the artifacts of sft and rl, and of prepare when it has fetched the model
 # Weights as safetensors only: every other format is a pickle, which runs code when it is loaded.
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 
@@ -23,7 +23,7 @@ def resolve_model(prepared: Path) -> Path:
     source = ModelSource(source=record["source"], revision=record["revision"])
     if source.source.startswith("hf://"):
         return _from_hub(source)
-    folder = Path(source.source.removeprefix("file://"))
+    folder = prepared / MODEL_FOLDER if record.get("kept") else Path(source.source.removeprefix("file://"))
     for file in record["files"]:
         path = folder / safe_path(file["path"])
         if not path.is_file():

@@ -45,7 +45,7 @@ def local_path(place: str) -> Path:
 def _existing(place: str) -> Path:
     path = local_path(place)
     if "://" in str(path):
-        raise TaskError(f"source: {place!r} is neither a path, file:// nor hf://")
+        raise TaskError(f"source: {place!r} is neither a path, file://, s3:// nor hf://")
     if not path.is_file():
         raise TaskError(f"source: {path} does not exist, or is no file (relative paths start at {Path.cwd()})")
     return path

@@ -56,7 +56,7 @@ class DataSource(Recipe):
     name: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
     """How reports call this source; names of data.evaluate must differ."""
     source: str = Field(min_length=1)
-    """A .jsonl or .parquet file (a path or file://), or hf://organisation/dataset."""
+    """A .jsonl or .parquet file (a path, file://, or s3:// on the store's server), or hf://organisation/dataset."""
     format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
     """What the source is; auto reads it off the name."""
     revision: Commit | None = None

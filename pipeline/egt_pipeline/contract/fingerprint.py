@@ -11,7 +11,7 @@ from pathlib import Path
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import content_digest
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def fingerprint(recipe: PrepareRecipe) -> str:
@@ -21,7 +21,7 @@ def fingerprint(recipe: PrepareRecipe) -> str:
     """
     data = recipe.data
     tables = [Path(place) for place in _local(*(source.source for source in (data.sft, data.rl, *data.evaluate)))]
-    marks = [[str(table), *_marks(table.parent, only=_PICTURES), *_mark(table, table.parent)] for table in tables]
+    marks = [[str(table), *_marks(table.parent, only=PICTURES), *_mark(table, table.parent)] for table in tables]
     models = [[place, *_marks(Path(place), only=None)] for place in _local(recipe.model.source)]
     return content_digest([*models, *marks])
 

@@ -2,18 +2,20 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from egt_pipeline.context import Context, StageResult
+from egt_pipeline.context import BROUGHT, Context, StageResult
 from egt_pipeline.contract.data import DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import DIGEST_LENGTH, Metric, Progress, content_digest
 from egt_pipeline.normal_form import Normaliser
 from egt_pipeline.preferences import STATUS_OK, write_images, write_preferences
+from egt_pipeline.reward_model import MODEL_FILE, MODEL_FOLDER
 from egt_pipeline.sources import model_files, rows_of
 
 _IMAGE_FILE_BYTES = 256 * 2**20  # pictures of one file: large enough for S3, small enough to load
@@ -24,7 +26,7 @@ _NAMED_ROWS = 3  # how many bad rows of each reason an error shows
 def run(recipe: PrepareRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
     """Writes ``sft/``, ``rl/``, ``evaluate/<name>/`` and ``model.json``; content digests of each."""
     assert not inputs, "prepare is the first stage"
-    content = {"model": _model(recipe.model, out)}
+    content = {"model": _model(recipe.model, out, context)}
     metrics: dict[str, Metric] = {}
     folders = {"sft": recipe.data.sft, "rl": recipe.data.rl}
     folders |= {f"evaluate/{source.name}": source for source in recipe.data.evaluate}
@@ -46,15 +48,19 @@ def run(recipe: PrepareRecipe, inputs: Mapping[str, Path], out: Path, context: C
     return StageResult({"rows": total, "bad_rows": bad, **metrics}, content)
 
 
-def _model(source: ModelSource, out: Path) -> str:
-    """Write ``model.json``; the identity of the model: its files, or the commit it is pinned to."""
-    if source.source.startswith("hf://"):
-        record: dict[str, Any] = {"source": source.source, "revision": source.revision, "files": []}
-        identity: Any = [source.source, source.revision]
-    else:
-        identity = model_files(source)
-        record = {"source": source.source, "revision": None, "files": identity}
-    (out / "model.json").write_text(json.dumps(record, indent=1) + "\n")
+def _model(source: ModelSource, out: Path, context: Context) -> str:
+    """Write ``model.json``; the identity of the model: its files, or the commit it is pinned to.
+
+    A model that was brought here is kept in the artifact: the stages that load it run elsewhere.
+    """
+    record: dict[str, Any] = {"source": source.source, "revision": source.revision, "files": [], "kept": False}
+    identity: Any = [source.source, source.revision]
+    if not source.source.startswith("hf://"):
+        identity = record["files"] = model_files(source)
+    if Path(source.source).is_relative_to(context.scratch / BROUGHT):
+        shutil.move(source.source, out / MODEL_FOLDER)
+        record |= {"source": MODEL_FOLDER, "kept": True}
+    (out / MODEL_FILE).write_text(json.dumps(record, indent=1) + "\n")
     return content_digest(identity)
 
 
