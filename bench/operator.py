@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "cluster")]
 
 from build_egtrun import egtrun
-from cluster import Cluster, running_cluster
+from cluster import Cluster, running_cluster, simulated
 from egt_operator.render import RUN_LABEL, STAGE_LABEL
 from node_agent import NodeShape
 from node_api import NodeApi
@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1000)
     count = parser.parse_args().runs
-    with running_cluster(NodeShape(nodes=4, gpus=10_000), SimulatedStages(seconds=0.0)) as cluster:
+    with running_cluster(NodeShape(nodes=4, gpus=10_000), simulated(SimulatedStages(seconds=0.0))) as cluster:
         cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
         cluster.plane.wait_established("egtruns.egt.dev")
         cluster.kubectl("create", "namespace", "team")

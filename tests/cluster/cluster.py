@@ -1,11 +1,12 @@
-"""A whole cluster for tests: real control plane, real training-operator, real S3 server, simulated nodes."""
+"""A whole cluster for tests: real control plane, real training-operator, real S3 server, and nodes whose
+pods are local processes or end by script."""
 
 import argparse
 import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,9 @@ sys.path.append(str(Path(__file__).parent.parent))  # the S3 server lies with th
 
 from cluster_binaries import binary
 from control_plane import ControlPlane, control_plane
-from node_agent import NodeAgent, NodeShape, node_agent
-from node_script import Script, annotated
+from node_agent import NodeAgent, NodeShape, Runtime, node_agent
+from node_script import Script, SimulatedPods, annotated
+from process_pods import ProcessPods, why_not
 from s3_server import S3Server, s3_server
 from training_operator import training_operator
 
@@ -44,14 +46,19 @@ class Cluster:
         return done.stdout
 
 
+def simulated(script: Script = annotated) -> Callable[[ControlPlane], Runtime]:
+    """Pods that end as the script says, on any machine."""
+    return lambda _: SimulatedPods(script)
+
+
 @contextlib.contextmanager
-def running_cluster(shape: NodeShape, script: Script = annotated) -> Iterator[Cluster]:
-    """A cluster whose pods end as the script says; nothing of it is left afterwards."""
+def running_cluster(shape: NodeShape, runtime: Callable[[ControlPlane], Runtime] | None = None) -> Iterator[Cluster]:
+    """A cluster whose pods the runtime runs (by default: simulated); nothing of it is left afterwards."""
     with (
         control_plane() as plane,
         training_operator(plane),
         s3_server() as s3,
-        node_agent(plane.kubeconfig, plane.folder, shape, script) as agent,
+        node_agent(plane.kubeconfig, plane.folder, shape, (runtime or simulated())(plane)) as agent,
     ):
         yield Cluster(plane, agent, s3)
 
@@ -60,13 +67,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["up"], help="start the cluster and run until Ctrl-C")
     parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--gpus", type=int, default=8, help="nvidia.com/gpu of each node")
+    parser.add_argument(
+        "--gpus", type=int, default=8, help="nvidia.com/gpu of each node; there are none, they only count"
+    )
+    parser.add_argument("--simulate", action="store_true", help="pods end by script; no process is started")
     given = parser.parse_args()
+    reason = why_not()
+    if reason and not given.simulate:
+        sys.exit(f"{reason}; with --simulate pods end by script")
     # kill ends it as Ctrl-C does, so that it leaves nothing behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    shape = NodeShape(nodes=given.nodes, gpus=given.gpus)
     with (
         contextlib.suppress(KeyboardInterrupt),
-        running_cluster(NodeShape(nodes=given.nodes, gpus=given.gpus)) as cluster,
+        running_cluster(shape, simulated() if given.simulate else ProcessPods) as cluster,
     ):
         print(f"KUBECONFIG={cluster.kubeconfig}\nS3={cluster.s3.endpoint}", flush=True)
         signal.pause()

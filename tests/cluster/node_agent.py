@@ -1,17 +1,21 @@
-"""Nodes that exist for the API server only: their pods end by script. No process is started, no store is written."""
+"""Nodes for a test cluster: registers them, renews their leases, and hands their pods to a runtime.
+
+The runtime decides what a pod is: ``node_script`` ends pods by script and starts nothing, ``process_pods`` runs each
+container's command as a local process.
+"""
 
 import asyncio
 import contextlib
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from node_api import MERGE, STRATEGIC, ApiError, NodeApi, Object
-from node_script import Ending, Script, annotated
+from node_pod import NodePod, now
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 # The node controller misses a node after 50 s; a kubelet renews every 10 s.
@@ -20,7 +24,7 @@ RENEW_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class NodeShape:
-    """What the simulated nodes look like to the scheduler; taints are objects as in spec.taints."""
+    """What the nodes look like to the scheduler; taints are objects as in spec.taints."""
 
     nodes: int = 2
     gpus: int = 8
@@ -28,32 +32,55 @@ class NodeShape:
     taints: tuple[dict[str, str], ...] = ()
 
     def names(self) -> list[str]:
-        return [f"simulated-{index}" for index in range(self.nodes)]
+        return [f"node-{index}" for index in range(self.nodes)]
 
 
-def now(form: str = "%Y-%m-%dT%H:%M:%SZ") -> str:
-    return datetime.now(UTC).strftime(form)
+class Runtime(Protocol):
+    """What runs the pods of the nodes."""
+
+    network: int
+    """Pods have the addresses 127.<network>.x.y."""
+    port: int
+    """Where logs are served; 0: nowhere."""
+
+    async def start(self, agent: "NodeAgent") -> None:
+        """Called once in the agent's loop, before any node is there."""
+
+    async def run(self, pod: NodePod) -> None:
+        """Returns when all containers of the pod have ended and that is reported; heeds ``pod.terminating``."""
+
+    async def stop(self) -> None:
+        """Called once, when all pods have ended."""
+
+    def forget(self, pod: NodePod) -> None:
+        """Called when the pod is gone at the API server and its run is over."""
 
 
 class NodeAgent:
-    """The kubelet of all simulated nodes; its methods may be called from any thread."""
+    """The kubelet of all nodes; its public methods may be called from any thread."""
 
-    def __init__(self, shape: NodeShape, script: Script) -> None:
-        self.shape, self.script = shape, script
+    def __init__(self, shape: NodeShape, runtime: Runtime) -> None:
+        self.shape, self.runtime = shape, runtime
         self.down: set[str] = set()
-        self.pods: dict[str, asyncio.Task[None]] = {}
-        self.killed: dict[tuple[str, str], asyncio.Event] = {}
-        self.addresses = count(2)
+        self.pods: dict[str, NodePod] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.removals: set[asyncio.Task[None]] = set()
+        self.numbers = count(2)
         self.loop: asyncio.AbstractEventLoop
         self.api: NodeApi
 
-    def kill(self, namespace: str, pod: str) -> None:
-        """The pod's containers end as by SIGKILL. Raises KeyError where no such pod runs here."""
-        self.loop.call_soon_threadsafe(self.killed[namespace, pod].set)
+    def signal(self, namespace: str, pod: str, number: int = signal.SIGKILL) -> None:
+        """Every process of the pod gets the signal. Raises KeyError where no such pod runs here."""
+        found = {(p.namespace, p.name): p for p in list(self.pods.values())}
+        self.loop.call_soon_threadsafe(found[namespace, pod].signal, number)
 
-    def node_down(self, node: str) -> None:
-        """The node falls silent: neither its lease nor its pods are reported until node_up."""
+    def node_down(self, node: str, *, power: bool = True) -> None:
+        """The node falls silent until ``node_up``. Without power its processes die too; with it they go on unseen."""
         self.loop.call_soon_threadsafe(self.down.add, node)
+        if not power:
+            for pod in list(self.pods.values()):
+                if pod.object["spec"]["nodeName"] == node:
+                    self.loop.call_soon_threadsafe(pod.signal, signal.SIGKILL)
 
     def node_up(self, node: str) -> None:
         """The node reports again, and takes notice of what happened to its pods meanwhile."""
@@ -67,6 +94,7 @@ class NodeAgent:
     async def run(self, kubeconfig: Path, folder: Path, ready: threading.Event) -> None:
         self.loop, self.api = asyncio.get_running_loop(), NodeApi(kubeconfig, folder)
         try:
+            await self.runtime.start(self)
             for name in self.shape.names():
                 await self.register(name)
             async with asyncio.TaskGroup() as tasks:
@@ -75,6 +103,11 @@ class NodeAgent:
                 tasks.create_task(self.api.watch("/api/v1/pods", self.see))
                 ready.set()
         finally:
+            left = [*self.tasks.values(), *self.removals]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await self.runtime.stop()
             await self.api.session.close()
             await asyncio.sleep(0.3)  # TLS connections close in the background
 
@@ -88,10 +121,11 @@ class NodeAgent:
 
     async def report_node(self, name: str) -> None:
         size = {"cpu": "64", "memory": "512Gi", "pods": "500", "nvidia.com/gpu": str(self.shape.gpus)}
-        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "simulated",
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "a node of the tests",
                  "lastHeartbeatTime": now(), "lastTransitionTime": now()}  # fmt: skip
         status = {"capacity": size, "allocatable": size, "conditions": [ready],
-                  "addresses": [{"type": "Hostname", "address": "localhost"}]}  # fmt: skip
+                  "addresses": [{"type": "Hostname", "address": "localhost"}],
+                  "daemonEndpoints": {"kubeletEndpoint": {"Port": self.runtime.port}}}  # fmt: skip
         await self.api.call("PATCH", f"/api/v1/nodes/{name}/status", {"status": status}, STRATEGIC)
 
     async def renew(self, name: str) -> None:
@@ -118,73 +152,48 @@ class NodeAgent:
     def see(self, event: str, pod: Object) -> None:
         if event == "LISTED":
             for uid in set(self.pods) - set(pod):
-                self.pods.pop(uid).cancel()
+                self.forget(uid)
             return
         meta, uid = pod["metadata"], pod["metadata"]["uid"]
         if pod["spec"].get("nodeName") not in set(self.shape.names()) - self.down:
             return
-        if event == "DELETED" or "deletionTimestamp" in meta:
-            if task := self.pods.pop(uid, None):
-                task.cancel()
-            if event != "DELETED":
-                self.pods[uid] = self.loop.create_task(self.delete(pod))
-        elif uid not in self.pods and pod["status"].get("phase") not in ("Succeeded", "Failed"):
-            self.pods[uid] = self.loop.create_task(self.play(pod))
+        if event == "DELETED":
+            self.forget(uid)
+            return
+        over = pod["status"].get("phase") in ("Succeeded", "Failed")
+        if uid not in self.pods and ("deletionTimestamp" in meta or not over):
+            self.pods[uid] = NodePod(self.api, pod, self.address(), lambda: pod["spec"]["nodeName"] in self.down)
+            if not over:
+                self.tasks[uid] = self.loop.create_task(self.runtime.run(self.pods[uid]))
+        if "deletionTimestamp" in meta and not self.pods[uid].terminating.is_set():
+            self.pods[uid].object = pod
+            self.pods[uid].terminating.set()
+            self.removals.add(task := self.loop.create_task(self.remove(uid)))
+            task.add_done_callback(self.removals.discard)
 
-    async def play(self, pod: Object) -> None:
-        """The pod runs and ends as the script says, or is killed."""
-        key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
-        killed = self.killed[key] = asyncio.Event()
-        started, ending = now(), self.script(pod)
-        number = next(self.addresses)
-        address = f"127.20.{number // 250 % 250}.{number % 250 + 2}"
-        await self.report(pod, "Running", {"running": {"startedAt": started}}, address)
-        try:
-            await asyncio.wait_for(killed.wait(), ending.seconds)
-            ending = Ending(exit_code=137)
-        except TimeoutError:
-            pass  # nobody killed it: it ends as the script says
-        finally:
-            self.killed.pop(key, None)
-        phase = "Failed" if ending.exit_code else "Succeeded"
-        await self.report(pod, phase, ending.terminated(started, now()), address)
+    def address(self) -> str:
+        number = next(self.numbers)
+        return f"127.{self.runtime.network}.{number // 250 % 250}.{number % 250 + 2}"
 
-    async def report(self, pod: Object, phase: str, state: dict[str, Any], address: str) -> None:
-        """The pod's status at the API server; a pod that is gone meanwhile has none."""
-        while pod["spec"]["nodeName"] in self.down:
-            await asyncio.sleep(0.1)
-        up = phase == "Running"
-        statuses = [
-            {"name": box["name"], "image": box["image"], "imageID": "none", "restartCount": 0, "ready": up,
-             "started": up, "state": state}
-            for box in pod["spec"]["containers"]
-        ]  # fmt: skip
-        ready = {"type": "Ready", "status": str(up), "lastTransitionTime": now()}
-        status = {"phase": phase, "podIP": address, "podIPs": [{"ip": address}], "startTime": now(),
-                  "conditions": [ready], "containerStatuses": statuses}  # fmt: skip
-        body = {"metadata": {"uid": pod["metadata"]["uid"]}, "status": status}
-        await self.unless_gone("PATCH", f"{path_of(pod)}/status", body, STRATEGIC)
+    def forget(self, uid: str) -> None:
+        """The pod is gone at the API server: whatever runs of it ends."""
+        pod, task = self.pods.pop(uid, None), self.tasks.pop(uid, None)
+        if pod and task:
+            task.add_done_callback(lambda _: self.runtime.forget(pod))
+            task.cancel()
 
-    async def delete(self, pod: Object) -> None:
-        body = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}}
-        await self.unless_gone("DELETE", path_of(pod), body, "application/json")
-
-    async def unless_gone(self, method: str, path: str, body: Object, form: str) -> None:
-        try:
-            await self.api.call(method, path, body, form)
-        except ApiError as error:
-            if error.code not in (404, 409):
-                raise
-
-
-def path_of(pod: Object) -> str:
-    return f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
+    async def remove(self, uid: str) -> None:
+        """The pod is removed once it has ended."""
+        if task := self.tasks.get(uid):
+            await asyncio.wait([task])
+        if pod := self.pods.get(uid):
+            await pod.remove()
 
 
 @contextlib.contextmanager
-def node_agent(kubeconfig: Path, folder: Path, shape: NodeShape, script: Script = annotated) -> Iterator[NodeAgent]:
+def node_agent(kubeconfig: Path, folder: Path, shape: NodeShape, runtime: Runtime) -> Iterator[NodeAgent]:
     """A running agent in a thread of its own. Raises TimeoutError when its nodes are not there within 30 s."""
-    agent, ready = NodeAgent(shape, script), threading.Event()
+    agent, ready = NodeAgent(shape, runtime), threading.Event()
     stopping: list[asyncio.Task[None]] = []
 
     async def run() -> None:

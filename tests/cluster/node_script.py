@@ -1,8 +1,12 @@
-"""How a simulated pod ends: the script of simulate mode."""
+"""Simulate mode: pods that end by script. No process is started, no store is written."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from node_agent import NodeAgent
+from node_pod import NodePod, box_status, now
 
 SECONDS, EXIT, REASON, MESSAGE = (f"simulate.egt.test/{name}" for name in ("seconds", "exit", "reason", "message"))
 
@@ -38,3 +42,39 @@ def annotated(pod: dict[str, Any]) -> Ending:
         notes.get(REASON, ""),
         notes.get(MESSAGE, ""),
     )
+
+
+class SimulatedPods:
+    """A runtime whose pods end as ``script`` says."""
+
+    network, port = 20, 0
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    async def start(self, agent: NodeAgent) -> None:
+        """Nothing has to be prepared."""
+
+    async def stop(self) -> None:
+        """Nothing has to be undone."""
+
+    def forget(self, pod: NodePod) -> None:
+        """Nothing is left of a pod that never was."""
+
+    async def run(self, pod: NodePod) -> None:
+        """The pod runs and ends as the script says, unless it is killed or removed before."""
+        started, ending, boxes = now(), self.script(pod.object), pod.object["spec"]["containers"]
+        running = {"running": {"startedAt": started}}
+        await pod.report("Running", [box_status(box, running, ready=True) for box in boxes])
+        ends = [asyncio.ensure_future(event.wait()) for event in (pod.killed, pod.terminating)]
+        try:
+            await asyncio.wait(ends, timeout=ending.seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiting in ends:
+                waiting.cancel()
+        if pod.killed.is_set():
+            ending = Ending(exit_code=137)
+        elif pod.terminating.is_set():
+            return
+        ended = ending.terminated(started, now())
+        await pod.report("Failed" if ending.exit_code else "Succeeded", [box_status(box, ended) for box in boxes])

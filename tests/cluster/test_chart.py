@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from build_egtrun import egtrun
-from cluster import Cluster, running_cluster
+from cluster import Cluster, running_cluster, simulated
 from control_plane import wait_for
 from node_agent import NodeShape
 from operator_process import operator_process
@@ -24,7 +24,7 @@ ONE_TEAM = ["--namespace", "egt-system", "-f", str(CHART / "ci" / "one-namespace
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with running_cluster(NodeShape(), SimulatedStages()) as running:
+    with running_cluster(NodeShape(), simulated(SimulatedStages())) as running:
         for name in ("egt-system", "team-a", "team-b"):
             running.kubectl("create", "namespace", name)
         yield running

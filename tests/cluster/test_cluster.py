@@ -42,8 +42,8 @@ def test_a_worker_that_ends_with_an_error_fails_its_job(cluster: Cluster) -> Non
 
 def test_a_killed_worker_ends_with_137(cluster: Cluster) -> None:
     cluster.kubectl("create", "-f", "-", stdin=job("killed", **{SECONDS: "never"}).replace('"1"', '"never"'))
-    wait_for("the worker runs", lambda: ("default", "killed-worker-1") in cluster.agent.killed)
-    cluster.agent.kill("default", "killed-worker-1")
+    wait_for("the worker runs", lambda: "Running" in cluster.kubectl("get", "pod", "killed-worker-1"))
+    cluster.agent.signal("default", "killed-worker-1")
     wait_for_condition(cluster, "killed", "Failed")
     state = "jsonpath={.status.containerStatuses[0].state.terminated.exitCode}"
     assert cluster.kubectl("get", "pod", "killed-worker-1", "-o", state) == "137"

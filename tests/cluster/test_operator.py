@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from build_egtrun import egtrun
-from cluster import Cluster, running_cluster
+from cluster import Cluster, running_cluster, simulated
 from control_plane import wait_for
 from node_agent import NodeShape
 from node_script import Ending
@@ -23,7 +23,7 @@ SIMULATED = SimulatedStages()
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with running_cluster(NodeShape(), SIMULATED) as running:
+    with running_cluster(NodeShape(), simulated(SIMULATED)) as running:
         running.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
         running.plane.wait_established("egtruns.egt.dev")
         running.kubectl("create", "namespace", "team")
@@ -158,7 +158,7 @@ def test_a_killed_operator_is_followed_by_the_next(cluster: Cluster, operator: R
     apply(cluster, "orphan")
     wait_for("probe runs", lambda: stage(cluster, "orphan", "probe").get("runningSince"), 60)
     operator.process.kill()
-    cluster.agent.kill("team", "orphan-probe-a1-master-0")
+    cluster.agent.signal("team", "orphan-probe-a1-master-0")
     with operator_process(cluster.plane):
         wait_phase(cluster, "orphan", "Complete")
     assert stage(cluster, "orphan", "probe")["retries"] == {"Crash": 1}
