@@ -1,6 +1,8 @@
 """kopf: watches, and nothing else. Level-triggered events only, so kopf writes nothing on anybody's objects."""
 
+import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import kopf
@@ -45,7 +47,12 @@ class Handlers:
 
 def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
     """The identity of the pod, else that of the user's kubeconfig."""
-    return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+    found = kopf.login_with_service_account(**arguments)
+    if found is None:
+        return kopf.login_with_kubeconfig(**arguments)
+    # kopf would ask a DNS server for kubernetes.default.svc; every other client takes the address that the pod is told.
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    return replace(found, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
 
 
 def kopf_settings() -> kopf.OperatorSettings:

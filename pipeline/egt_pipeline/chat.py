@@ -6,7 +6,6 @@ client; what is left after that is UnavailableError. A refused key or an unknown
 
 import asyncio
 import hashlib
-import ipaddress
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,22 +116,19 @@ def _reply(done: Any) -> Reply:
 
 
 def api_key(endpoint: Endpoint) -> str:
-    """The key from the environment; a service on this machine needs none. Raises TaskError naming the variable."""
+    """The key from the environment. Raises TaskError naming the variable where a service needs one.
+
+    Services without TLS, on this machine or inside a cluster, mostly need none; one that does refuses the request.
+    """
     key = os.environ.get(endpoint.api_key_env)
     if key:
         return key
-    if _is_local(urlsplit(endpoint.base_url).hostname or ""):
+    if urlsplit(endpoint.base_url).scheme == "http":
         return "unused"
     raise TaskError(
-        f"apiKeyEnv: the environment variable {endpoint.api_key_env} is empty; {endpoint.base_url} needs a key"
+        f"apiKeyEnv: the environment variable {endpoint.api_key_env} is empty; {endpoint.base_url} needs a key "
+        f"(on a cluster: apiKeySecret names the Secret that holds it)"
     )
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def seed_of(*parts: object) -> int:

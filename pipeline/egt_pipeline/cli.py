@@ -35,16 +35,17 @@ def digits(
 
 @data_app.command("teacher")
 def teacher(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes a free one.")] = 18765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 18765,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 in a pod, for other pods.")] = "127.0.0.1",
 ) -> None:
-    """A teacher for the digits on http://127.0.0.1:PORT/v1, in the protocol of OpenAI's chat completions.
+    """A teacher for the digits on http://HOST:PORT/v1, in the protocol of OpenAI's chat completions.
 
     Trains its two small networks first (seconds), then answers until it is stopped.
     """
     from egt_pipeline.teacher import make_server
 
-    server = make_server(port)
-    print(f"http://127.0.0.1:{server.server_address[1]}/v1", flush=True)
+    server = make_server(port, host)
+    print(f"http://{host}:{server.server_address[1]}/v1", flush=True)
     server.serve_forever()
 
 

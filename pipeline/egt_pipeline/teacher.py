@@ -122,11 +122,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
-def make_server(port: int) -> ThreadingHTTPServer:
-    """A teacher that listens on loopback; the network is trained when this returns."""
+def make_server(port: int, host: str = "127.0.0.1") -> ThreadingHTTPServer:
+    """A teacher that listens there; the network is trained when this returns. Raises UnavailableError."""
     try:
-        server = _Server(("127.0.0.1", port), _Handler)
+        server = _Server((host, port), _Handler)
     except OSError as error:
-        raise UnavailableError(f"--port: {port} on 127.0.0.1 cannot be listened on: {error.strerror}") from None
+        raise UnavailableError(f"--host, --port: {host}:{port} cannot be listened on: {error.strerror}") from None
     server.RequestHandlerClass = type("Handler", (_Handler,), {"teacher": Teacher()})
     return server

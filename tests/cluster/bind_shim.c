@@ -26,8 +26,13 @@ int bind(int socket, const struct sockaddr *wanted, socklen_t length) {
   if (wanted->sa_family == AF_INET6) {
     struct sockaddr_in6 own = *(const struct sockaddr_in6 *)wanted;
     if (!IN6_IS_ADDR_UNSPECIFIED(&own.sin6_addr)) return real(socket, wanted, length);
-    int both = 0; /* an IPv4 address in IPv6 form needs a socket that takes both */
-    setsockopt(socket, IPPROTO_IPV6, IPV6_V6ONLY, &both, sizeof both);
+    int only = 0;
+    size = sizeof only;
+    if (!getsockopt(socket, IPPROTO_IPV6, IPV6_V6ONLY, &only, &size) && only) {
+      own.sin6_addr = in6addr_loopback; /* its twin has the IPv4 address, and no pod has another one: */
+      own.sin6_port = 0;                /* a port that nobody asks for */
+      return real(socket, (const struct sockaddr *)&own, sizeof own);
+    }
     own.sin6_addr = (struct in6_addr){{{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}}};
     for (int i = 0; i < 4; i++) own.sin6_addr.s6_addr[12 + i] = ((const unsigned char *)&pod)[i];
     return real(socket, (const struct sockaddr *)&own, sizeof own);

@@ -146,7 +146,9 @@ class BoxRun:
         if "command" not in box:
             raise RuntimeError(f"images are ignored here: container {box['name']} needs a command")
         environment = await run.files.environment(box, run.pods.image)
-        environment |= {"LD_PRELOAD": str(run.pods.shim), "POD_ADDRESS": run.pod.address}
+        if "readinessProbe" in box:
+            # A server: it listens on its pod's address only. The ranks of a job rather find each other on loopback.
+            environment |= {"LD_PRELOAD": str(run.pods.shim), "POD_ADDRESS": run.pod.address}
         return Container(run.files, box, self.restarts, environment, run.pods.image_paths)
 
     async def follow_readiness(self, container: Container) -> None:
