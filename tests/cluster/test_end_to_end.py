@@ -56,8 +56,9 @@ def test_a_second_run_with_another_curation_reuses_sft_and_probe(
     other["metadata"]["name"] = "other"
     other["spec"]["curate"] = {"keep": {"share": 0.2}}
     place.apply(other)
-    stages = {stage["name"]: stage["phase"] for stage in place.wait_complete("other", 600)["stages"]}
-    assert [name for name, phase in stages.items() if phase == "Reused"] == ["distill", "sft", "probe"]
-    jobs = place.cluster.kubectl("get", "pytorchjobs", "-l", "egt.dev/run=other", "-o", "name")
-    assert "sft" not in jobs
-    assert "probe" not in jobs
+    attempts = {stage["name"]: stage["attempt"] for stage in place.wait_complete("other", 600)["stages"]}
+    assert [name for name, attempt in attempts.items() if attempt == 0] == ["distill", "sft", "probe"]
+    jobs = place.cluster.kubectl("get", "pytorchjobs", "-l", "egt.dev/run=other", "-o", "name").split()
+    assert [job.removeprefix("pytorchjob.kubeflow.org/other-") for job in sorted(jobs)] == [
+        "curate-a1", "evaluate-a1", "prepare-a1", "rl-a1"
+    ]  # fmt: skip
