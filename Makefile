@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 RUNS := runs/digits
 TEACHER_PORT := 18765
 
-.PHONY: demo test test-slow lint format bench cluster lock generate clean
+.PHONY: demo test test-slow e2e lint format bench cluster lock generate clean
 
 # The whole method on real handwritten digits, from nothing to the report.
 demo: $(VENV)/.installed
@@ -19,6 +19,10 @@ test: $(VENV)/.installed lint
 # What takes longer: kill -9 at random moments, the science of the demo, two-process training in full.
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m slow tests
+
+# The example for clusters from helm install to its report, in pods that are processes, beside the same run on this machine.
+e2e: $(VENV)/.installed
+	$(BIN)/pytest -m slow tests/cluster/test_digits_cluster.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

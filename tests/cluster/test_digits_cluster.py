@@ -1,0 +1,88 @@
+"""The whole example for clusters, as its first comment says to run it, beside the same manifest on this machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from cluster import running_cluster
+from cluster_run import BUCKET, TEACHER_PORT, ClusterRun, example_manifest
+from node_agent import NodeShape
+from process_pods import ProcessPods, why_not
+from small_run import STAGES
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(7200),
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+NAME = "digits-cluster"
+# Stages that take their numbers from their inputs alone; rl rolls dice, and its rollouts depend on who is ready first.
+DETERMINISTIC = {
+    "distill": ("trajectories", ["sample_id", "status", "response"]),
+    "sft": ("losses", ["step", "loss"]),
+    "probe": ("entropies", ["sample_id", "answer_entropy_nats"]),
+    "curate": ("selection", ["sample_id", "decision", "rank"]),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterRun]:
+    with running_cluster(NodeShape(), ProcessPods) as cluster:
+        (cluster.s3.folder / BUCKET).mkdir()
+        place = ClusterRun(cluster, tmp_path_factory.mktemp("digits"))
+        place.bring_sources()
+        place.install()
+        place.apply(example_manifest())
+        place.wait_complete(NAME, 3000)
+        yield place
+
+
+def test_every_artifact_names_the_pod_that_made_it(place: ClusterRun) -> None:
+    hosts = {stage: manifest["producer"]["host"] for stage, manifest in place.manifests().items()}
+    assert sorted(hosts) == sorted(STAGES)
+    assert all(host.startswith(f"{NAME}-{stage}-a") for stage, host in hosts.items())
+
+
+def test_verify_recomputes_the_whole_chain(place: ClusterRun) -> None:
+    place.egt("verify", f"{NAME}.yaml")
+
+
+def test_deterministic_stages_give_the_numbers_of_a_run_on_this_machine(place: ClusterRun) -> None:
+    """The local run begins with an empty store of its own, and ends where the two may part."""
+    run = example_manifest()
+    run["metadata"]["name"] = "here"
+    pod = place.cluster.plane.get("pods", "-l", "app=digits-teacher")["items"][0]  # type: ignore[index]
+    run["spec"]["distill"]["teacher"]["baseUrl"] = f"http://{pod['status']['podIP']}:{TEACHER_PORT}/v1"
+    run["spec"]["store"] |= {"endpoint": place.cluster.s3.endpoint, "uri": f"s3://{BUCKET}/here"}
+    run["spec"]["rl"]["enabled"] = run["spec"]["evaluate"]["enabled"] = False
+    del run["spec"]["store"]["credentialsSecret"]
+    (place.folder / "here.yaml").write_text(yaml.safe_dump(run))
+    place.egt("local", "run", "here.yaml")
+    for stage, (file, columns) in DETERMINISTIC.items():
+        there, here = (table(place, store, stage, file).select(columns) for store in ("runs", "here"))
+        assert there.equals(here), stage
+
+
+def table(place: ClusterRun, store: str, stage: str, file: str) -> pa.Table:
+    (folder,) = (place.bucket / store / "artifacts" / stage).iterdir()
+    return pq.read_table(folder / f"{file}.parquet").sort_by(DETERMINISTIC[stage][1][0])
+
+
+def test_another_curation_reuses_sft_and_probe(place: ClusterRun) -> None:
+    other: dict[str, Any] = example_manifest()
+    other["metadata"]["name"] = "other"
+    other["spec"]["curate"]["keep"] = {"share": 0.2}
+    place.apply(other)
+    stages = place.wait_complete("other", 3000)["stages"]
+    assert [stage["name"] for stage in stages if stage["attempt"] == 0] == ["distill", "sft", "probe"]
+
+
+def test_a_report_is_made_of_the_run_on_the_cluster(place: ClusterRun, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    place.egt("report", f"{NAME}.yaml", "--out", str(page))
+    assert "probe" in page.read_text()
