@@ -12,9 +12,10 @@ import yaml
 from cluster_binaries import binary, module_folder
 from control_plane import ControlPlane, process, wait_for
 from s3_server import free_port
-from training_operator import answers
+from training_operator import answers, webhook_certificates
 
-NAMESPACE = "kueue-system"
+NAMESPACE, SERVICE, SECRET = "kueue-system", "kueue-webhook-service", "kueue-webhook-server-cert"
+CA_NAME = "kueue-ca"  # a constant of its program
 # Everything else that Kueue could queue is not in these clusters.
 HANDLED = {"pytorchjobs", "clusterqueues", "cohorts", "localqueues", "resourceflavors", "workloads"}
 
@@ -22,21 +23,21 @@ HANDLED = {"pytorchjobs", "clusterqueues", "cohorts", "localqueues", "resourcefl
 @contextlib.contextmanager
 def kueue(plane: ControlPlane) -> Iterator[None]:
     """PyTorchJobs with a queue label wait for quota meanwhile."""
-    assert plane.authority, "its webhooks are served with a certificate of the control plane's own authority"
     certificates = plane.folder / "kueue-certificates"
     certificates.mkdir()
-    crt, key = plane.authority.issue("kueue", "kueue")
-    (certificates / "tls.crt").write_bytes(crt.read_bytes())
-    (certificates / "tls.key").write_bytes(key.read_bytes())
+    pair = webhook_certificates(f"{SERVICE}.{NAMESPACE}.svc", CA_NAME)
+    for name, content in pair.items():
+        (certificates / name).write_bytes(content)
     port, health = free_port(), free_port()
-    install(plane, f"https://127.0.0.1:{port}", base64.b64encode(plane.authority.ca.read_bytes()).decode())
+    install(plane, f"https://localhost:{port}", pair)
     config = plane.folder / "kueue.yaml"
     config.write_text(yaml.safe_dump({
         "apiVersion": "config.kueue.x-k8s.io/v1beta2", "kind": "Configuration", "namespace": NAMESPACE,
         "health": {"healthProbeBindAddress": f"127.0.0.1:{health}"}, "metrics": {"bindAddress": "0"},
         "webhook": {"host": "127.0.0.1", "port": port, "certDir": str(certificates)},
-        "leaderElection": {"leaderElect": False}, "internalCertManagement": {"enable": False},
-        "clientConnection": {"qps": 300, "burst": 600},
+        "leaderElection": {"leaderElect": False}, "clientConnection": {"qps": 300, "burst": 600},
+        # Without this it looks for a certificate of its metrics below /etc.
+        "internalCertManagement": {"enable": True, "webhookServiceName": SERVICE, "webhookSecretName": SECRET},
         "integrations": {"frameworks": ["kubeflow.org/pytorchjob"]},
     }))  # fmt: skip
     command = [str(binary("kueue")), f"--config={config}", "--feature-gates=VisibilityOnDemand=false"]
@@ -46,9 +47,13 @@ def kueue(plane: ControlPlane) -> Iterator[None]:
         yield
 
 
-def install(plane: ControlPlane, address: str, authority: str) -> None:
+def install(plane: ControlPlane, address: str, pair: dict[str, bytes]) -> None:
     components = module_folder("kueue", "sigs.k8s.io/kueue") / "config" / "components"
     plane.kubectl("create", "namespace", NAMESPACE)
+    data = {name: base64.b64encode(content).decode() for name, content in pair.items()}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"namespace": NAMESPACE, "name": SECRET}, "data": data}
+    plane.kubectl("create", "-f", "-", stdin=json.dumps(secret))
+    authority = data["ca.crt"]
     for crd in sorted((components / "crd" / "bases").glob("*.yaml")):
         made = yaml.safe_load(crd.read_text())
         made["spec"]["conversion"] = conversion(made, address, authority)

@@ -38,7 +38,7 @@ def training_operator(plane: ControlPlane) -> Iterator[None]:
     """PyTorchJobs of that control plane are validated and run meanwhile."""
     certificates = plane.folder / "k8s-webhook-server" / "serving-certs"
     certificates.mkdir(parents=True)
-    pair = webhook_certificates()
+    pair = webhook_certificates(f"{SERVICE}.{NAMESPACE}.svc", CA_NAME)
     for name, content in pair.items():
         (certificates / name).write_bytes(content)
     port, probe = free_port(), free_port()
@@ -111,11 +111,14 @@ def answers(address: str) -> bool:
         return False
 
 
-def webhook_certificates() -> dict[str, bytes]:
-    """What the operator's Secret holds: an authority and the Service's certificate, in the forms it accepts."""
+def webhook_certificates(service: str, issuer: str) -> dict[str, bytes]:
+    """What a webhook's Secret holds: an authority and the Service's certificate, in the forms its rotator accepts.
+
+    The rotator makes all of it anew unless the authority has the name that its program knows.
+    """
     authority_key, key = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
-    authority = sign(CA_NAME, authority_key.public_key(), CA_NAME, authority_key, ca=True)
-    signed = sign(f"{SERVICE}.{NAMESPACE}.svc", key.public_key(), CA_NAME, authority_key, ca=False)
+    authority = sign(issuer, authority_key.public_key(), issuer, authority_key, ca=True)
+    signed = sign(service, key.public_key(), issuer, authority_key, ca=False)
     return {
         "ca.crt": authority.public_bytes(serialization.Encoding.PEM), "ca.key": pkcs1(authority_key),
         "tls.crt": signed.public_bytes(serialization.Encoding.PEM), "tls.key": pkcs1(key),
@@ -137,7 +140,7 @@ def sign(name: str, key: rsa.RSAPublicKey, issuer: str, signer: rsa.RSAPrivateKe
         x509.CertificateBuilder().subject_name(named(name)).issuer_name(named(issuer)).public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1)).not_valid_after(now + LIFE)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name), x509.DNSName("localhost")]), critical=False)
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     )  # fmt: skip
     if not ca:
