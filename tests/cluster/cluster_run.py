@@ -31,7 +31,7 @@ def small_manifest() -> dict[str, Any]:
     spec["distill"]["teacher"]["baseUrl"] = f"http://digits-teacher.default:{TEACHER_PORT}/v1"
     for stage in ("sft", "probe", "rl", "evaluate"):
         spec[stage] |= CPU_ONLY
-    spec["sft"] |= {"processes": 2, "microBatchSize": 32}
+    spec["sft"] |= {"processes": 2, "microBatchSize": 32, "maxSteps": 80}
     return run
 
 
@@ -76,7 +76,7 @@ class ClusterRun:
         """The manifest's file, applied; its store is this cluster's S3 server."""
         run["spec"]["store"]["endpoint"] = self.cluster.s3.endpoint
         path = self.folder / f"{run['metadata']['name']}.yaml"
-        path.write_text(yaml.safe_dump(run))
+        path.write_text(json.dumps(run, indent=1))  # which is YAML too, and knows no aliases
         self.cluster.kubectl("apply", "-f", str(path))
         return path
 
