@@ -247,3 +247,6 @@ class FakeCluster:
 
     async def has_queue(self, _namespace: str, name: str) -> bool:
         return name == "gpus"
+
+    async def has_nodes(self, labels: Mapping[str, str]) -> bool:
+        return labels == {"pool": "h200"}

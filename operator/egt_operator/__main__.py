@@ -15,7 +15,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 
-from egt_operator.cluster import Bucket, Cluster
+from egt_operator.cluster import Bucket, Cluster, NotServed, Refused
 from egt_operator.controller import Controller
 from egt_operator.handlers import Handlers, kopf_settings
 from egt_operator.lease import Lease
@@ -124,7 +124,12 @@ async def main() -> None:
         operator = Operator(settings, client)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, operator.stopped.set)
-        await operator.run()
+        try:
+            await operator.run()
+        except NotServed as error:
+            sys.exit(str(error))
+        except Refused as error:
+            sys.exit(f"this operator lacks a permission, or sends what the API server does not take: {error}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.alias_generators import to_camel
 
-from egt_operator.cluster_rules import LEASE_RULE, RULES, Rule
+from egt_operator.cluster_rules import LEASE_RULE, NODE_RULE, RULES, Rule
 from egt_operator.settings import Settings
 
 # What the chart knows itself: the image, and where the release lies.
@@ -130,7 +130,7 @@ def values_schema() -> dict[str, Any]:
 
 def rules() -> dict[str, Any]:
     """The operator's permissions, for the chart's roles."""
-    return {"rules": [_rule(rule) for rule in RULES], "lease": [_rule(LEASE_RULE)]}
+    return {"rules": [_rule(rule) for rule in RULES], "nodes": [_rule(NODE_RULE)], "lease": [_rule(LEASE_RULE)]}
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

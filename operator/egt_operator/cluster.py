@@ -21,12 +21,17 @@ RUNS = f"/apis/{GROUP}/{VERSION}/namespaces/{{namespace}}/egtruns/{{name}}"
 JOBS = "/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs"
 PODS = "/api/v1/namespaces/{namespace}/pods"
 EVENTS = "/api/v1/namespaces/{namespace}/events"
+NODES = "/api/v1/nodes"
 QUEUES = "/apis/kueue.x-k8s.io/v1beta1/namespaces/{namespace}/localqueues"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 LISTS: Mapping[Kind, str] = {
     "run": f"/apis/{GROUP}/{VERSION}{{scope}}/egtruns",
     "job": "/apis/kubeflow.org/v1{scope}/pytorchjobs",
     "pod": "/api/v1{scope}/pods",
+}
+_MISSING = {
+    "pytorchjobs": "install training-operator 1.9 or newer",
+    "egtruns": "apply the definition that comes with the chart (crds.install)",
 }
 PAGE = 500  # objects of one answer
 REQUEST_SECONDS = 30.0  # a request that takes longer has most likely lost its connection
@@ -43,6 +48,10 @@ class Refused(Exception):  # noqa: N818
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class NotServed(Exception):  # noqa: N818
+    """The API server does not know a kind that the operator cannot do without."""
 
 
 class Bucket:
@@ -74,7 +83,7 @@ class Cluster:
         for scope in [f"/namespaces/{name}" for name in namespaces] or [""]:
             query = {"limit": PAGE, **({} if kind == "run" else {"labelSelector": RUN_LABEL})}
             while True:
-                page = json.loads(await self._text("GET", LISTS[kind].format(scope=scope), query=query))
+                page = json.loads(await self._page(LISTS[kind].format(scope=scope), query))
                 version = int(page["metadata"]["resourceVersion"])
                 # A list leaves out what is the same of all its objects.
                 found += [{"apiVersion": page["apiVersion"], "kind": page["kind"][:-4], **one} for one in page["items"]]
@@ -82,6 +91,15 @@ class Cluster:
                     break
                 query = {**query, "continue": page["metadata"]["continue"]}
         return found, version
+
+    async def _page(self, path: str, query: Mapping[str, Any]) -> str:
+        try:
+            return await self._text("GET", path, query=query)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            group, resource = path.split("/")[2], path.rpartition("/")[2]
+            raise NotServed(f"this cluster does not know {resource}.{group}: {_MISSING[resource]}") from None
 
     async def run(self, namespace: str, name: str) -> Body | None:
         """An EGTRun, None if there is none."""
@@ -103,8 +121,14 @@ class Cluster:
         return await self._get(f"{JOBS.format(namespace=namespace)}/{name}")
 
     async def create_job(self, job: Body) -> Body:
-        """The job as it was created. Raises Conflict if there is one of that name."""
-        return await self._call("POST", JOBS.format(namespace=job["metadata"]["namespace"]), job)
+        """The job as it was created. Raises Conflict if there is one of that name, Refused if it lost a field."""
+        metadata = job["metadata"]
+        made = await self._call("POST", JOBS.format(namespace=metadata["namespace"]), job)
+        lost = sorted(set(job["spec"]) - set(made["spec"]))
+        if lost:
+            await self.delete_job(metadata["namespace"], metadata["name"], made["metadata"]["uid"])
+            raise Refused(422, f"this cluster's PyTorchJobs have no spec.{lost[0]}: {_MISSING['pytorchjobs']}")
+        return made
 
     async def delete_job(self, namespace: str, name: str, uid: str) -> None:
         """Delete that very job, its pods with it; nothing happens if it is gone."""
@@ -125,6 +149,16 @@ class Cluster:
     async def has_queue(self, namespace: str, name: str) -> bool:
         """True if Kueue has a LocalQueue of that name."""
         return await self._get(f"{QUEUES.format(namespace=namespace)}/{name}") is not None
+
+    async def has_nodes(self, labels: Mapping[str, str]) -> bool:
+        """True if a node has these labels, or if this operator may not know: nodes belong to no namespace."""
+        query = {"labelSelector": ",".join(f"{name}={value}" for name, value in sorted(labels.items())), "limit": 1}
+        try:
+            return bool(json.loads(await self._text("GET", NODES, query=query))["items"])
+        except Refused as error:
+            if error.status == 403:
+                return True
+            raise
 
     async def create_event(self, event: Body) -> None:
         """Leave an event; one that is there already is the same."""

@@ -31,5 +31,7 @@ RULES = (
     Rule("", "events", ("create",), "what happened, for kubectl describe"),
     Rule("kueue.x-k8s.io", "localqueues", ("get",), "a queue that does not exist is said at once"),
 )
+# Nodes belong to no namespace: an operator of some namespaces only gets on without.
+NODE_RULE = Rule("", "nodes", ("list",), "a node pool that does not exist is said at once")
 # In the operator's own namespace only.
 LEASE_RULE = Rule("coordination.k8s.io", "leases", ("get", "create", "update"), "one replica works at a time")

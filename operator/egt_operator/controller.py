@@ -191,11 +191,16 @@ class Controller:
 
     async def _refusals(self, namespace: str, run: EGTRun, active: StageStatus | None) -> list[tuple[str, str]]:
         """Why no stage of the run can start."""
-        queue = run.spec.scheduling.queue
-        finished = run.status is not None and run.status.phase in TERMINAL
-        if queue is None or active is not None or finished or await self._cluster.has_queue(namespace, queue):
+        scheduling, found = run.spec.scheduling, []
+        if active is not None or (run.status is not None and run.status.phase in TERMINAL):
             return []
-        return [("QueueMissing", f"spec.scheduling.queue: there is no LocalQueue {queue!r} in namespace {namespace}")]
+        queue, labels = scheduling.queue, scheduling.node_selector
+        if queue is not None and not await self._cluster.has_queue(namespace, queue):
+            said = f"spec.scheduling.queue: there is no LocalQueue {queue!r} in namespace {namespace}"
+            found.append(("QueueMissing", said))
+        if labels and self._settings.check_node_pools and not await self._cluster.has_nodes(labels):
+            found.append(("NodePoolMissing", f"spec.scheduling.nodeSelector: no node has the labels {labels}"))
+        return found
 
     async def _carry_out(
         self, key: str, body: Mapping[str, Any], run: EGTRun, world: World, decision: Decision

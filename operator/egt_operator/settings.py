@@ -41,6 +41,8 @@ class Settings(BaseModel):
     """A node that does not answer for this long is lost; as long again its pods may still write."""
     pending_seconds: float = Field(default=120, ge=0)
     """An image or secret that cannot be had fails a stage after this long."""
+    check_node_pools: bool = True
+    """Whether a run whose nodeSelector fits no node is held back and says so; false where nodes are made on demand."""
     backoff_seconds: float = Field(default=10, gt=0)
     """Pause before the second attempt; it doubles from attempt to attempt."""
     backoff_limit_seconds: float = Field(default=600, gt=0)

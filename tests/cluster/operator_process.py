@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ QUICK = {
     "image": "egt-pipeline:test", "backoff_seconds": "1", "progress_seconds": "1", "resync_seconds": "20",
     "pending_seconds": "5", "lost_node_seconds": "5", "grace_seconds": "5",
 }  # fmt: skip
+COMMAND = [sys.executable, "-m", "egt_operator"]
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,26 @@ class RunningOperator:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
 
+def environment(port: int, kubeconfig: Path, settings: dict[str, str]) -> dict[str, str]:
+    found = {**QUICK, "metrics_port": str(port), "identity": f"operator-{port}", **settings}
+    return {**os.environ, **{f"EGT_{name.upper()}": v for name, v in found.items()}, "KUBECONFIG": str(kubeconfig)}
+
+
+def why_it_ends(kubeconfig: Path) -> str:
+    """The last words of an operator that cannot work. Raises AssertionError when it works on."""
+    done = subprocess.run(
+        COMMAND, env=environment(free_port(), kubeconfig, {}), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1, done.stdout
+    return done.stderr.strip().splitlines()[-1]
+
+
 @contextlib.contextmanager
 def operator_process(plane: ControlPlane, kubeconfig: Path | None = None, **settings: str) -> Iterator[RunningOperator]:
     """An operator that leads and watches; ``settings`` as in settings.py."""
     port = free_port()
-    found = {**QUICK, "metrics_port": str(port), "identity": f"operator-{port}", **settings}
-    environment = {f"EGT_{name.upper()}": value for name, value in found.items()}
     log = plane.folder / f"operator-{port}.log"
-    command = [sys.executable, "-m", "egt_operator"]
-    env = {**os.environ, **environment, "KUBECONFIG": str(kubeconfig or plane.kubeconfig)}
-    with process(command, log, env) as running:
+    with process(COMMAND, log, environment(port, kubeconfig or plane.kubeconfig, settings)) as running:
         wait_for(f"the operator leads ({log})", lambda: running.poll() is not None or '"leads as' in log.read_text())
         assert running.poll() is None, f"exit code {running.returncode}: {log.read_text()}"
         yield RunningOperator(port, log, running)

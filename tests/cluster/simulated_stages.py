@@ -1,6 +1,7 @@
 """What the pods of our stages say when they end, without doing anything: the script of simulated nodes."""
 
 import json
+import random
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,13 @@ Endings = dict[tuple[str, int], Ending]
 
 
 class SimulatedStages:
-    """Every attempt ends well after ``seconds``, unless ``endings`` says otherwise for (stage, attempt) of a run."""
+    """Every attempt ends well after ``seconds``, unless ``endings`` says otherwise for (stage, attempt) of a run.
 
-    def __init__(self, seconds: float = 0.5) -> None:
-        self.seconds = seconds
+    ``spread`` is the share by which the time varies from pod to pod, evenly, so that not all end at once.
+    """
+
+    def __init__(self, seconds: float = 0.5, spread: float = 0.0) -> None:
+        self.seconds, self.spread, self._random = seconds, spread, random.Random(0)
         self.endings: dict[str, Endings] = defaultdict(dict)
         self.published: dict[str, set[str]] = defaultdict(set)
         """Stages that are published, by the store of their run."""
@@ -33,7 +37,8 @@ class SimulatedStages:
         if ending is not None:
             return ending
         task = json.loads(pod["metadata"]["annotations"][TASK_ANNOTATION])
-        return Ending(seconds=self.seconds, message=self._summary(task))
+        seconds = self.seconds * self._random.uniform(1 - self.spread, 1 + self.spread)
+        return Ending(seconds=seconds, message=self._summary(task))
 
     def _summary(self, task: dict[str, Any]) -> str:
         stage, there = task["stage"], self.published[task["store"]["uri"]]

@@ -10,9 +10,10 @@ import yaml
 
 from build_egtrun import egtrun
 from cluster import Cluster, running_cluster, simulated
-from control_plane import wait_for
+from cluster_binaries import module_folder
+from control_plane import control_plane, wait_for
 from node_agent import NodeShape
-from operator_process import operator_process
+from operator_process import operator_process, why_it_ends
 from simulated_stages import SimulatedStages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -95,6 +96,24 @@ def test_an_operator_installed_for_one_namespace_serves_it_and_can_touch_no_othe
         cluster.kubectl(*can, "create", "pytorchjobs.kubeflow.org", "-n", "team-b")
     with pytest.raises(RuntimeError):
         cluster.kubectl(*can, "get", "secrets", "-n", "team-a")
+
+
+def test_an_operator_without_a_permission_says_which(cluster: Cluster) -> None:
+    cluster.kubectl("create", "serviceaccount", "powerless", "-n", "egt-system")
+    token = cluster.kubectl("create", "token", "powerless", "-n", "egt-system").strip()
+    said = why_it_ends(with_token(cluster, token))
+    assert "lacks a permission" in said
+    assert 'cannot get resource "leases"' in said
+
+
+def test_an_operator_names_the_kind_that_the_cluster_does_not_know() -> None:
+    with control_plane() as bare:
+        assert "pytorchjobs.kubeflow.org: install training-operator" in why_it_ends(bare.kubeconfig)
+        module = module_folder("training-operator", "github.com/kubeflow/training-operator")
+        crds = module / "manifests" / "base" / "crds"
+        bare.kubectl("apply", "--server-side", "-f", str(crds / "kubeflow.org_pytorchjobs.yaml"))
+        bare.wait_established("pytorchjobs.kubeflow.org")
+        assert "egtruns.egt.dev: apply the definition" in why_it_ends(bare.kubeconfig)
 
 
 def with_token(cluster: Cluster, token: str) -> Path:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from kubernetes.aio.client.exceptions import ApiException
 
-from egt_operator.cluster import Bucket, Cluster, Conflict, Refused
+from egt_operator.cluster import Bucket, Cluster, Conflict, NotServed, Refused
 from egt_operator.handlers import WATCHED
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,8 @@ class Recorder:
     def __init__(self, status: int = 200, body: Any = None) -> None:
         self.requests: list[tuple[str, str, Any]] = []
         self._status = status
-        self._body = body or {"apiVersion": "v1", "kind": "XList", "metadata": {"resourceVersion": "7"}, "items": []}
+        self._body = body or {"apiVersion": "v1", "kind": "XList", "metadata": {"resourceVersion": "7", "uid": "u"},
+                              "items": [], "spec": {}}  # fmt: skip
 
     async def param_serialize(self, method: str, path: str, body: Any = None, **_: Any) -> tuple[str, str]:
         self.requests.append((method, path, body))
@@ -43,7 +44,7 @@ def cluster_of(recorder: Recorder) -> Cluster:
 
 async def every_call(cluster: Cluster) -> None:
     run = {"metadata": {"namespace": "team", "name": "run", "resourceVersion": "1"}}
-    job = {"metadata": {"namespace": "team", "name": "job"}}
+    job = {"metadata": {"namespace": "team", "name": "job"}, "spec": {}}
     for kind in ("run", "job", "pod"):
         await cluster.list_all(kind, ())
     await cluster.run("team", "run")
@@ -54,6 +55,7 @@ async def every_call(cluster: Cluster) -> None:
     await cluster.delete_job("team", "job", "uid")
     await cluster.log_end("team", "pod")
     await cluster.has_queue("team", "queue")
+    await cluster.has_nodes({"pool": "h200"})
     await cluster.create_event(job)
 
 
@@ -75,8 +77,9 @@ def test_every_call_and_watch_is_allowed_and_nothing_else_is() -> None:
     asked |= {(group, resource, verb) for group, _, resource in WATCHED for verb in ("list", "watch")}
     # Checked by an admission plugin where an owner reference blocks deletion; nobody calls it.
     asked.add(("egt.dev", "egtruns/finalizers", "update"))
-    rules = yaml.safe_load((ROOT / "charts/egt-operator/files/rules.yaml").read_text())["rules"]
-    allowed = {(r["apiGroups"][0], r["resources"][0], verb) for r in rules for verb in r["verbs"]}
+    rules = yaml.safe_load((ROOT / "charts/egt-operator/files/rules.yaml").read_text())
+    every = [*rules["rules"], *rules["nodes"]]
+    allowed = {(r["apiGroups"][0], r["resources"][0], verb) for r in every for verb in r["verbs"]}
     assert asked == allowed
 
 
@@ -89,7 +92,25 @@ def test_the_operator_never_reads_a_secret() -> None:
 def test_an_answer_becomes_what_it_means(status: int, error: type[Exception]) -> None:
     cluster = cluster_of(Recorder(status, {"message": "why not"}))
     with pytest.raises(error, match="why not"):
-        asyncio.run(cluster.create_job({"metadata": {"namespace": "team", "name": "job"}}))
+        asyncio.run(cluster.create_job({"metadata": {"namespace": "team", "name": "job"}, "spec": {}}))
+
+
+def test_a_kind_that_the_cluster_does_not_know_is_named_with_its_cure() -> None:
+    with pytest.raises(NotServed, match=r"pytorchjobs\.kubeflow\.org: install training-operator"):
+        asyncio.run(cluster_of(Recorder(404)).list_all("job", ()))
+
+
+def test_a_job_that_loses_a_field_to_an_older_definition_is_withdrawn() -> None:
+    recorder = Recorder()
+    job = {"metadata": {"namespace": "team", "name": "job"}, "spec": {"nprocPerNode": "1"}}
+    with pytest.raises(Refused, match=r"no spec\.nprocPerNode: install training-operator"):
+        asyncio.run(cluster_of(recorder).create_job(job))
+    assert [method for method, _, _ in recorder.requests] == ["POST", "DELETE"]
+
+
+def test_an_operator_that_may_not_list_nodes_takes_every_pool_for_there() -> None:
+    assert asyncio.run(cluster_of(Recorder(403)).has_nodes({"pool": "h200"}))
+    assert not asyncio.run(cluster_of(Recorder(200)).has_nodes({"pool": "h200"}))
 
 
 def test_what_is_not_there_is_none_and_deleting_it_is_nothing() -> None:

@@ -180,6 +180,14 @@ def test_a_queue_that_does_not_exist_is_said_before_anything_starts() -> None:
     assert cluster.created == []
 
 
+def test_a_node_pool_that_does_not_exist_is_said_before_anything_starts() -> None:
+    cluster = cluster_with(egtrun(scheduling={"nodeSelector": {"pool": "nosuch"}}))
+    drive(cluster, until=lambda c: bool(status_of(c)))
+    assert condition(cluster, "Accepted")["reason"] == "NodePoolMissing"
+    assert "nosuch" in condition(cluster, "Accepted")["message"]
+    assert cluster.created == []
+
+
 def test_an_input_that_was_missing_has_prepare_look_again() -> None:
     cluster = cluster_with(script=failing("curate", Ending(exit_code=65)))
     drive(cluster, until=lambda c: "digits-curate-a1" in c.created)
