@@ -164,6 +164,7 @@ def _environment(run: EGTRun, task: TaskFile) -> list[dict[str, Any]]:
     plain = {
         "HOME": SCRATCH,
         "HF_HOME": f"{CACHE}/huggingface",
+        "VLLM_CACHE_ROOT": f"{CACHE}/vllm",  # what it finds out about a model costs it a minute the first time
         "EGT_ATTEMPT": str(task.attempt),
         "USER": "egt",  # torch asks for the name of a user that no passwd file knows
     }

@@ -12,12 +12,14 @@ import yaml
 
 from cluster import Cluster
 from control_plane import wait_for
+from s3_server import cache_folder
 from small_run import EGT, spec_of
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "egt-demo"
 CPU_ONLY = {"resources": {"gpu": 0}}
 TEACHER_PORT = 18765
+LIST = {"apiVersion": "v1", "kind": "List"}
 
 
 def small_manifest() -> dict[str, Any]:
@@ -31,7 +33,7 @@ def small_manifest() -> dict[str, Any]:
     spec["distill"]["teacher"]["baseUrl"] = f"http://digits-teacher.default:{TEACHER_PORT}/v1"
     for stage in ("sft", "probe", "rl", "evaluate"):
         spec[stage] |= CPU_ONLY
-    spec["sft"] |= {"processes": 2, "microBatchSize": 32, "maxSteps": 80}
+    spec["sft"] |= {"processes": 2, "microBatchSize": 32, "maxSteps": 40}
     return run
 
 
@@ -65,8 +67,13 @@ class ClusterRun:
         """The operator is installed from its chart and ready, and a teacher and the store's credentials are there."""
         keys = [f"--from-literal={name}={os.environ[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
         self.cluster.kubectl("create", "secret", "generic", "store", *keys)
-        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(teacher()))
-        quick = ["settings.progressSeconds=1", "settings.backoffSeconds=1", "settings.pendingSeconds=5"]
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps({**LIST, "items": [*teacher(), *cache()]}))
+        quick = [
+            "settings.cacheClaim=cache",
+            "settings.progressSeconds=1",
+            "settings.backoffSeconds=1",
+            "settings.pendingSeconds=5",
+        ]
         sets = [word for value in quick for word in ("--set", value)]
         self.cluster.helm("install", "egt", str(ROOT / "charts" / "egt-operator"), "--namespace", "egt-system",
                           "--create-namespace", *sets, "--wait", "--timeout", "90s")  # fmt: skip
@@ -106,7 +113,21 @@ class ClusterRun:
         return done.stdout
 
 
-def teacher() -> dict[str, Any]:
+def cache() -> list[dict[str, Any]]:
+    """A claim for what pods may find again, on a folder that stays between test runs, as between those of a team."""
+    folder = cache_folder().with_name("pods")
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o777)
+    size, modes = {"storage": "1Gi"}, ["ReadWriteMany"]
+    volume = {"capacity": size, "accessModes": modes, "storageClassName": "", "hostPath": {"path": str(folder)},
+              "claimRef": {"namespace": "default", "name": "cache"}}  # fmt: skip
+    claim = {"resources": {"requests": size}, "accessModes": modes, "storageClassName": "", "volumeName": "cache"}
+    name = {"name": "cache", "namespace": "default"}
+    return [{"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "cache"}, "spec": volume},
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": name, "spec": claim}]  # fmt: skip
+
+
+def teacher() -> list[dict[str, Any]]:
     """The demo's teacher as a Deployment with its Service."""
     labels = {"app": "digits-teacher"}
     meta = {"name": "digits-teacher", "namespace": "default"}
@@ -120,4 +141,4 @@ def teacher() -> dict[str, Any]:
                   "spec": {"selector": {"matchLabels": labels}, "template": template}}  # fmt: skip
     service = {"apiVersion": "v1", "kind": "Service", "metadata": meta,
                "spec": {"selector": labels, "ports": [{"port": TEACHER_PORT}]}}  # fmt: skip
-    return {"apiVersion": "v1", "kind": "List", "items": [deployment, service]}
+    return [deployment, service]

@@ -57,6 +57,9 @@ class PodFiles:
             if "hostPath" in volume:
                 self.volumes[name] = Path(volume["hostPath"]["path"])
                 continue
+            if "persistentVolumeClaim" in volume:
+                self.volumes[name] = await self._claimed(volume["persistentVolumeClaim"]["claimName"])
+                continue
             in_memory = volume.get("emptyDir", {}).get("medium") == "Memory"
             folder = self.volumes[name] = (self.memory if in_memory else self.folder / "volumes") / name
             folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +67,14 @@ class PodFiles:
                 folder.chmod(0o777)
             for source in volume["projected"]["sources"] if "projected" in volume else [volume]:
                 await self._fill(folder, source)
+
+    async def _claimed(self, claim: str) -> Path:
+        """The scheduler waits until a claim is bound; its volume can only be a folder of the host here."""
+        found = await self.pod.api.call(
+            "GET", f"/api/v1/namespaces/{self.pod.namespace}/persistentvolumeclaims/{claim}"
+        )
+        volume = await self.pod.api.call("GET", f"/api/v1/persistentvolumes/{found['spec']['volumeName']}")
+        return Path(volume["spec"]["hostPath"]["path"])
 
     async def _fill(self, folder: Path, source: Object) -> None:
         for path, content in (await self._contents(source)).items():
