@@ -52,7 +52,7 @@ class Settings(BaseModel):
     shared_memory_size: str = "8Gi"
     """Size of /dev/shm: what ranks of one node exchange data through."""
     cache_claim: str = ""
-    """PersistentVolumeClaim of the run's namespace that keeps weights and compiled code; empty: each pod begins anew."""
+    """PersistentVolumeClaim of the run's namespace that keeps weights and caches; empty: every pod begins anew."""
     pod_security_user: int = Field(default=65532, ge=1)
     """User and group of the pods of runs."""
     metrics_port: int = Field(default=8080, ge=0, le=65535)
