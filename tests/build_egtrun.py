@@ -35,7 +35,7 @@ def egtrun(**spec: Any) -> dict[str, Any]:
 
 def operator_of(cluster: FakeCluster) -> Controller:
     """A new operator process: it knows nothing but what the cluster tells it."""
-    controller = Controller(cluster, SETTINGS, Telemetry(), cluster.clock)  # type: ignore[arg-type]
+    controller = Controller(cluster, SETTINGS, Telemetry(), cluster.clock, cluster.seconds)  # type: ignore[arg-type]
     cluster.heard = lambda kind, body, gone: controller.heard(kind, body, gone=gone)
     return controller
 
@@ -67,6 +67,7 @@ def drive(
             try:
                 for _ in range(4):  # a conflict or a created job wants another look at once
                     await controller.look(KEY)
+                await controller.announcer.post_waiting()
             except Crash:
                 controller = operator_of(cluster)
                 await controller.refresh()

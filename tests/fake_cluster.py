@@ -12,6 +12,7 @@ from typing import Any
 
 from egt_operator.cache import Kind
 from egt_operator.cluster import Conflict, Refused
+from egt_operator.observe import JOB_LABEL
 from egt_operator.render import RUN_LABEL, STAGE_LABEL, TASK_ANNOTATION
 
 Body = dict[str, Any]
@@ -58,6 +59,9 @@ class FakeCluster:
     def clock(self) -> datetime:
         return self.now
 
+    def seconds(self) -> float:
+        return self.now.timestamp()
+
     # What users and other controllers do.
 
     def apply(self, run: Body) -> None:
@@ -82,7 +86,7 @@ class FakeCluster:
         owned: dict[Kind, tuple[Kind, ...]] = {"run": ("job", "pod"), "job": ("pod",), "pod": ()}
         for lower in owned[kind]:
             for other in list(self._objects[lower].values()):
-                label = RUN_LABEL if kind == "run" else "training.kubeflow.org/job-name"
+                label = RUN_LABEL if kind == "run" else JOB_LABEL
                 if other["metadata"]["labels"].get(label) == name:
                     self.delete(lower, other["metadata"]["name"])
 
@@ -105,7 +109,7 @@ class FakeCluster:
                 pod = f"{name}-{kind.lower()}-{number}"
                 if pod not in self._objects["pod"]:
                     template = copy.deepcopy(replica["template"])
-                    labels = {**template["metadata"]["labels"], "training.kubeflow.org/job-name": name}
+                    labels = {**template["metadata"]["labels"], JOB_LABEL: name}
                     metadata = {**template["metadata"], "labels": labels, "name": pod, "namespace": "team"}
                     metadata["creationTimestamp"] = self._time()
                     self._store("pod", {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
@@ -158,7 +162,7 @@ class FakeCluster:
         if job.get("status", {}).get("conditions"):
             return
         name = job["metadata"]["name"]
-        pods = [p for p in self.objects("pod") if p["metadata"]["labels"]["training.kubeflow.org/job-name"] == name]
+        pods = [p for p in self.objects("pod") if p["metadata"]["labels"][JOB_LABEL] == name]
         phases = {pod["metadata"]["name"]: pod["status"]["phase"] for pod in pods}
         outcome = "Failed" if "Failed" in phases.values() else ""
         if phases.get(f"{name}-master-0") == "Succeeded":
@@ -202,10 +206,14 @@ class FakeCluster:
     async def job(self, _namespace: str, name: str) -> Body | None:
         return copy.deepcopy(self._objects["job"].get(name))
 
-    async def write_status(self, run: Body, status: Body) -> Body:
+    async def pods(self, _namespace: str, job: str) -> list[Body]:
+        mine = [p for p in self.objects("pod") if p["metadata"]["labels"][JOB_LABEL] == job]
+        return copy.deepcopy(mine)
+
+    async def write_status(self, _namespace: str, name: str, version: str, status: Body) -> Body:
         self._count("write_status")
-        found = self._objects["run"].get(run["metadata"]["name"])
-        if found is None or found["metadata"]["resourceVersion"] != run["metadata"]["resourceVersion"]:
+        found = self._objects["run"].get(name)
+        if found is None or found["metadata"]["resourceVersion"] != version:
             raise Conflict("changed meanwhile")
         merged = {**found.get("status", {}), **json.loads(json.dumps(status))}
         kept = {name: value for name, value in merged.items() if value is not None}

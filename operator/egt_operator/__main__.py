@@ -32,7 +32,9 @@ class Operator:
         self._settings = settings
         self.telemetry = Telemetry()
         self._cluster = Cluster(client, Bucket(settings.requests_per_second, settings.burst))
-        self._controller = Controller(self._cluster, settings, self.telemetry, lambda: datetime.now(UTC))
+        self._controller = Controller(
+            self._cluster, settings, self.telemetry, lambda: datetime.now(UTC), time.monotonic
+        )
         self._handlers = Handlers(self._controller)
         self.stopped = asyncio.Event()
 
@@ -72,6 +74,7 @@ class Operator:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch())
             tasks.create_task(self._controller.resync())
+            tasks.create_task(self._controller.announcer.work())
             for _ in range(self._settings.workers):
                 tasks.create_task(self._controller.work())
 

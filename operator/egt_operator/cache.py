@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from egt_operator.known_run import KnownRun
 from egt_operator.observe import Job, Pod, parse_job, parse_pod
 from egt_operator.render import RUN_LABEL
 
@@ -27,7 +28,7 @@ def run_key(kind: Kind, body: Body) -> str | None:
 
 
 class Cache:
-    """Runs as they came, jobs and pods parsed, by the key of their run."""
+    """Runs, jobs and pods, each as far as it matters, by the key of their run."""
 
     def __init__(self) -> None:
         self._known: dict[Kind, dict[str, dict[str, _Known]]] = {kind: defaultdict(dict) for kind in KINDS}
@@ -36,10 +37,11 @@ class Cache:
         """The keys of all runs."""
         return list(self._known["run"])
 
-    def run(self, key: str) -> dict[str, Any] | None:
-        """The run as the API server gave it."""
+    def run(self, key: str) -> KnownRun | None:
+        """The run; of several of that name the newest."""
         found = self._known["run"].get(key)
-        return max(found.values(), key=lambda known: known.version).value if found else None
+        newest: KnownRun | None = max(found.values(), key=lambda known: known.version).value if found else None
+        return newest
 
     def jobs(self, key: str) -> Mapping[str, Job]:
         """The jobs of a run by name."""
@@ -50,7 +52,10 @@ class Cache:
         return [known.value for known in self._known["pod"].get(key, {}).values()]
 
     def keep(self, kind: Kind, body: Body, *, gone: bool = False) -> str | None:
-        """Remember an object, or that it is gone; the key of its run if that is news."""
+        """Remember an object, or that it is gone; the key of its run if that is news.
+
+        What changed in a job or pod is none if nothing decides by it: of ten versions of a pod about three are.
+        """
         key = run_key(kind, body)
         if key is None:
             return None
@@ -62,9 +67,10 @@ class Cache:
             known.pop(uid, None)
             if not known:
                 del self._known[kind][key]
-        else:
-            known[uid] = _Known(version, _PARSE[kind](body))
-        return key
+            return key
+        before, value = known.get(uid), _PARSE[kind](body)
+        known[uid] = _Known(version, value)
+        return None if before is not None and before.value == value else key
 
     def compare(self, kind: Kind, bodies: Iterable[Body], version: int) -> list[str]:
         """Bring one kind in line with a list of all its objects, made at ``version``; the keys of what was missed."""
@@ -87,4 +93,4 @@ class Cache:
             known.pop(key, None)
 
 
-_PARSE: Mapping[Kind, Callable[[Body], Any]] = {"run": dict, "job": parse_job, "pod": parse_pod}
+_PARSE: Mapping[Kind, Callable[[Body], Any]] = {"run": KnownRun, "job": parse_job, "pod": parse_pod}

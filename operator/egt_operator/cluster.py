@@ -9,11 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aiohttp import ClientError
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.exceptions import ApiException
 
 from egt_operator.api import GROUP, VERSION
 from egt_operator.cache import Kind
+from egt_operator.observe import JOB_LABEL
 from egt_operator.render import RUN_LABEL
 
 Body = dict[str, Any]
@@ -35,6 +37,7 @@ _MISSING = {
 }
 PAGE = 500  # objects of one answer
 REQUEST_SECONDS = 30.0  # a request that takes longer has most likely lost its connection
+TROUBLE = (ApiException, ClientError, OSError, TimeoutError)  # what passes, and is worth another try
 LOG_BYTES = 64 * 2**10  # of a log's end: progress is said every ten seconds
 
 
@@ -105,11 +108,10 @@ class Cluster:
         """An EGTRun, None if there is none."""
         return await self._get(RUNS.format(namespace=namespace, name=name))
 
-    async def write_status(self, run: Body, status: Body) -> Body:
-        """The run with ``status``. Raises Conflict if it is no longer as it was in ``run``."""
-        metadata = run["metadata"]
-        path = RUNS.format(namespace=metadata["namespace"], name=metadata["name"]) + "/status"
-        body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": status}
+    async def write_status(self, namespace: str, name: str, version: str, status: Body) -> Body:
+        """The run with ``status``. Raises Conflict if it is no longer the one of that ``version``."""
+        body = {"metadata": {"resourceVersion": version}, "status": status}
+        path = RUNS.format(namespace=namespace, name=name) + "/status"
         return await self._call("PATCH", path, body, content="application/merge-patch+json")
 
     async def remove_run(self, namespace: str, name: str, uid: str) -> None:
@@ -133,6 +135,12 @@ class Cluster:
     async def delete_job(self, namespace: str, name: str, uid: str) -> None:
         """Delete that very job, its pods with it; nothing happens if it is gone."""
         await self._delete(f"{JOBS.format(namespace=namespace)}/{name}", uid)
+
+    async def pods(self, namespace: str, job: str) -> list[Body]:
+        """The pods of a PyTorchJob."""
+        query = {"labelSelector": f"{JOB_LABEL}={job}"}
+        found: list[Body] = json.loads(await self._text("GET", PODS.format(namespace=namespace), query=query))["items"]
+        return found
 
     async def log_end(self, namespace: str, pod: str) -> str:
         """The end of a pod's log; empty if it has none yet."""
@@ -241,3 +249,10 @@ def _meaning(error: ApiException) -> Exception:
     if error.status in (400, 403, 405, 413, 422):
         return Refused(error.status, message)
     return error
+
+
+def told(error: BaseException) -> str:
+    """An error in one line; the client's own text has many."""
+    if isinstance(error, ApiException):
+        return f"{error.status} {error.reason}: {error.body or ''}"[:500]
+    return f"{type(error).__name__}: {error}"

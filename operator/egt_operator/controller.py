@@ -2,27 +2,27 @@
 
 events (kopf) ──► cache, queue ──► worker: decide (pure) ──► status, then deletions, then the next job
 resync, deadlines ──► queue        conflict: look again at once; any other trouble: look again later
+
+What changed is told by announce.py, beside the work.
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from aiohttp import ClientError
-from kubernetes.aio.client.exceptions import ApiException
 from pydantic import ValidationError
 
+from egt_operator.announce import Announcer
 from egt_operator.api import EGTRun
 from egt_operator.api_status import EGTRunStatus, StageStatus
 from egt_operator.cache import KINDS, Cache, Kind
-from egt_operator.cluster import Cluster, Conflict, Refused
+from egt_operator.cluster import TROUBLE, Cluster, Conflict, Refused, told
 from egt_operator.decide import TERMINAL, Decision, World, decide, links_of, refused
-from egt_operator.events import happened, render_event
+from egt_operator.known_run import KnownRun
 from egt_operator.progress import last_progress
-from egt_operator.render import Owner, render
+from egt_operator.render import render
 from egt_operator.settings import Settings
 from egt_operator.status import as_merge_patch, invalid
 from egt_operator.task import task_of
@@ -33,16 +33,23 @@ from egt_pipeline.contract.task import Progress
 _RETRY_SECONDS, _RETRY_LIMIT_SECONDS = 0.5, 60.0  # of a look that met trouble
 _FORBIDDEN = 403
 _STALE_MISSES = 2
-_TROUBLE = (ApiException, ClientError, OSError, TimeoutError)
 log = logging.getLogger("egt_operator")
 
 
 class Controller:
-    """Keeps every run of a cluster going. ``now`` is the time of day."""
+    """Keeps every run of a cluster going. ``now`` is the time of day, ``clock`` monotonic seconds."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, telemetry: Telemetry, now: Callable[[], datetime]) -> None:
-        self._cluster, self._settings, self._telemetry, self._now = cluster, settings, telemetry, now
-        self.cache, self.queue = Cache(), WorkQueue()
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        telemetry: Telemetry,
+        now: Callable[[], datetime],
+        clock: Callable[[], float],
+    ) -> None:
+        self._cluster, self._settings, self._telemetry = cluster, settings, telemetry
+        self._now, self._clock = now, clock
+        self.cache, self.queue, self.announcer = Cache(), WorkQueue(clock), Announcer(cluster, now)
         self._troubles: dict[str, int] = {}
         self._progress_due: dict[str, float] = {}
         self._refreshed, self._misses = False, 0
@@ -57,12 +64,12 @@ class Controller:
         """One worker; ends only when it is cancelled."""
         while True:
             key = await self.queue.get()
-            began = time.monotonic()
+            began = self._clock()
             result = "error"
             try:
                 result = await self.look(key)
             finally:
-                self._telemetry.reconcile_seconds.labels(result).observe(time.monotonic() - began)
+                self._telemetry.reconcile_seconds.labels(result).observe(self._clock() - began)
                 self._telemetry.queue_depth.set(len(self.queue))
                 self.queue.done(key)
 
@@ -93,8 +100,8 @@ class Controller:
             await asyncio.sleep(self._settings.resync_seconds)
             try:
                 await self.refresh()
-            except (*_TROUBLE, Refused) as error:
-                log.warning("resync: %s; tries again", _told(error))
+            except (*TROUBLE, Refused) as error:
+                log.warning("resync: %s; tries again", told(error))
 
     async def look(self, key: str) -> str:
         """One look at a run; in one word how it ended."""
@@ -108,8 +115,8 @@ class Controller:
             log.error("%s: the API server refuses: %s", key, error, extra={"run": key})
             self._again_later(key)
             return "refused"
-        except _TROUBLE as error:
-            log.warning("%s: %s; looks again later", key, _told(error), extra={"run": key})
+        except TROUBLE as error:
+            log.warning("%s: %s; looks again later", key, told(error), extra={"run": key})
             self._again_later(key)
             return "trouble"
         except Exception:
@@ -136,47 +143,57 @@ class Controller:
             for stage in (body.get("status") or {}).get("stages") or ():
                 if stage["phase"] == "Running" and (job := await self._cluster.job(namespace, stage["job"])):
                     self.cache.keep("job", job)
-        except (*_TROUBLE, Refused) as error:
-            log.warning("%s: %s", key, _told(error), extra={"run": key})
+        except (*TROUBLE, Refused) as error:
+            log.warning("%s: %s", key, told(error), extra={"run": key})
 
     async def reconcile(self, key: str) -> None:
         """Bring one run a step forward. Raises what the API server answers."""
-        body = self.cache.run(key)
-        if body is None or "deletionTimestamp" in body["metadata"]:
+        known = self.cache.run(key)
+        if known is None or known.being_deleted:
             self._telemetry.run_is(key, None)
-            if body is None:
+            if known is None:
                 self.cache.forget(key)
             return
         try:
-            run = EGTRun.model_validate(_known_parts(body))
+            run = known.read()
         except ValidationError as error:
-            after = invalid(body, error, self._now())
-            if after != EGTRunStatus.model_validate(body.get("status") or {}):
-                await self._write(key, body, after)
+            before, after = invalid(known, error, self._now())
+            if after != before:
+                await self._write(known, after)
             return
         self._telemetry.run_is(key, run.status.phase if run.status else "Pending")
-        world = await self._world(key, body, run)
-        await self._carry_out(key, body, run, world, decide(run, world, self._settings))
+        world = await self._world(key, known, run)
+        await self._carry_out(key, known, run, world, decide(run, world, self._settings))
 
-    async def _world(self, key: str, body: Mapping[str, Any], run: EGTRun) -> World:
-        metadata = body["metadata"]
+    async def _world(self, key: str, known: KnownRun, run: EGTRun) -> World:
         active = next((s for s in (run.status.stages if run.status else ()) if s.phase == "Running"), None)
+        if active is not None and active.job is not None:
+            await self._hear_last_words(key, known.owner.namespace, active.job)
         return World(
             now=self._now(),
-            generation=metadata.get("generation", 1),
-            owner=Owner(metadata["name"], metadata["namespace"], metadata["uid"]),
+            generation=known.generation,
+            owner=known.owner,
             jobs=self.cache.jobs(key),
             pods=self.cache.pods(key),
-            progress=await self._progress(key, metadata["namespace"], active),
-            refusals=await self._refusals(metadata["namespace"], run, active),
+            progress=await self._progress(key, known.owner.namespace, active),
+            refusals=await self._refusals(known.owner.namespace, run, active),
         )
+
+    async def _hear_last_words(self, key: str, namespace: str, name: str) -> None:
+        """A job's end may be heard before that of its pods, which come by another watch, and say how it ended."""
+        job = self.cache.jobs(key).get(name)
+        pods = [pod for pod in self.cache.pods(key) if pod.job == name]
+        if job is None or job.outcome is None or (pods and not any(pod.alive for pod in pods)):
+            return
+        for body in await self._cluster.pods(namespace, name):
+            self.cache.keep("pod", body)
 
     async def _progress(self, key: str, namespace: str, active: StageStatus | None) -> Progress | None:
         """The progress of a running stage, read from its log when it is time to."""
         if active is None or active.running_since is None or active.job is None:
             self._progress_due.pop(key, None)
             return None
-        now, period = time.monotonic(), self._settings.progress_seconds
+        now, period = self._clock(), self._settings.progress_seconds
         due = self._progress_due.setdefault(key, now + min(period, 5.0))
         if now < due:
             self.queue.add(key, due - now)
@@ -185,8 +202,8 @@ class Controller:
         self.queue.add(key, period)
         try:
             return last_progress(await self._cluster.log_end(namespace, f"{active.job}-master-0"))
-        except (*_TROUBLE, Refused) as error:  # a node that does not answer must not keep the run from being looked at
-            log.info("%s: no log of %s: %s", key, active.job, _told(error), extra={"run": key})
+        except (*TROUBLE, Refused) as error:  # a node that does not answer must not keep the run from being looked at
+            log.info("%s: no log of %s: %s", key, active.job, told(error), extra={"run": key})
             return None
 
     async def _refusals(self, namespace: str, run: EGTRun, active: StageStatus | None) -> list[tuple[str, str]]:
@@ -202,67 +219,47 @@ class Controller:
             found.append(("NodePoolMissing", f"spec.scheduling.nodeSelector: no node has the labels {labels}"))
         return found
 
-    async def _carry_out(
-        self, key: str, body: Mapping[str, Any], run: EGTRun, world: World, decision: Decision
-    ) -> None:
-        """The status first, so that a crash after any call leaves a memory of what was meant; events last."""
-        changed = decision.status != run.status
-        if changed:
-            await self._write(key, body, decision.status)
+    async def _carry_out(self, key: str, known: KnownRun, run: EGTRun, world: World, decision: Decision) -> None:
+        """The status first, so that a crash after any call leaves a memory of what was meant."""
+        owner = known.owner
+        if decision.status != run.status:
+            await self._write(known, decision.status)
+            self._telemetry.changed(run.status, decision.status)
+            self.announcer.changed(owner, run.status, decision.status)
         elif decision.create is not None:
-            await self._check_unchanged(key, body)
+            await self._check_unchanged(known)
         if decision.remove_run:
-            await self._cluster.remove_run(world.owner.namespace, world.owner.name, world.owner.uid)
+            await self._cluster.remove_run(owner.namespace, owner.name, owner.uid)
             return
         for job in decision.delete:
-            await self._cluster.delete_job(world.owner.namespace, job.name, job.uid)
+            await self._cluster.delete_job(owner.namespace, job.name, job.uid)
         if decision.create is not None:
             await self._create(key, run, world, decision, decision.create)
         if decision.wake is not None:
             self.queue.add(key, max((decision.wake - self._now()).total_seconds(), 0.05))
-        if changed:
-            await self._tell(key, world.owner, run.status, decision.status)
 
-    async def _check_unchanged(self, key: str, body: Mapping[str, Any]) -> None:
+    async def _check_unchanged(self, known: KnownRun) -> None:
         """Before a job is made on the word of a status that was only remembered. Raises Conflict when it is old."""
-        namespace, name = key.split("/")
-        fresh = await self._cluster.run(namespace, name)
-        if fresh is None or fresh["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]:
-            raise Conflict(f"{key}: was changed meanwhile")
+        fresh = await self._cluster.run(known.owner.namespace, known.owner.name)
+        if fresh is None or fresh["metadata"]["resourceVersion"] != known.version:
+            raise Conflict(f"{known.owner.namespace}/{known.owner.name}: was changed meanwhile")
 
-    async def _write(self, key: str, body: Mapping[str, Any], after: EGTRunStatus) -> None:
-        self.cache.keep("run", await self._cluster.write_status(dict(body), as_merge_patch(after)))
-        self._telemetry.run_is(key, after.phase)
-
-    async def _tell(self, key: str, owner: Owner, before: EGTRunStatus | None, after: EGTRunStatus) -> None:
-        """Metrics, log and events of a change."""
-        self._telemetry.changed(before, after)
-        for found in happened(before, after):
-            log.info("%s: %s", found.reason, found.message, extra={"run": key})
-            await self._cluster.create_event(render_event(found, owner, self._now()))
+    async def _write(self, known: KnownRun, after: EGTRunStatus) -> None:
+        owner = known.owner
+        patch = as_merge_patch(after)
+        self.cache.keep("run", await self._cluster.write_status(owner.namespace, owner.name, known.version, patch))
+        self._telemetry.run_is(f"{owner.namespace}/{owner.name}", after.phase)
 
     async def _create(self, key: str, run: EGTRun, world: World, decision: Decision, stage: StageStatus) -> None:
         task = task_of(run, stage, links_of(run, decision.status))
         try:
             self.cache.keep("job", await self._cluster.create_job(render(run, world.owner, task, self._settings)))
         except Refused as error:
-            if error.status == _FORBIDDEN:
+            known = self.cache.run(key)
+            if error.status == _FORBIDDEN or known is None:
                 raise  # it may be allowed later
             after = refused(run, decision, world, str(error), self._settings)
-            await self._write(key, self.cache.run(key) or {}, after)
-            await self._tell(key, world.owner, decision.status, after)
+            await self._write(known, after)
+            self._telemetry.changed(decision.status, after)
+            self.announcer.changed(world.owner, decision.status, after)
         self.queue.add(key)
-
-
-def _told(error: BaseException) -> str:
-    """An error in one line; the client's own text has many."""
-    if isinstance(error, ApiException):
-        return f"{error.status} {error.reason}: {error.body or ''}"[:500]
-    return f"{type(error).__name__}: {error}"
-
-
-def _known_parts(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The run without what the API server adds to its metadata."""
-    metadata = {name: body["metadata"][name] for name in ("name", "namespace")}
-    found = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": metadata, "spec": body["spec"]}
-    return found | ({"status": body["status"]} if body.get("status") else {})

@@ -18,7 +18,7 @@ from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Summary
 
 State = Literal["Queued", "Pending", "Running", "Succeeded", "Failed"]
-KILLED = 137
+JOB_LABEL = "training.kubeflow.org/job-name"  # training-operator's own
 
 # Reasons of a waiting container that no waiting cures; a kubelet tries image pulls again, so they get some time.
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError")
@@ -116,7 +116,7 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
     exit_code, reason, message = _container(status)
     return Pod(
         name=metadata["name"],
-        job=metadata["labels"].get("training.kubeflow.org/job-name", ""),
+        job=metadata["labels"].get(JOB_LABEL, ""),
         created=_time(metadata["creationTimestamp"]),
         phase=status.get("phase", "Pending"),
         deleted=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,

@@ -1,6 +1,6 @@
 """What a run's status says as a whole, for people and for ``kubectl wait``. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from egt_operator.api import EGTRun
 from egt_operator.api_status import Condition, EGTRunStatus, StageStatus
+from egt_operator.known_run import KnownRun
 from egt_operator.plan import Phase
 
 Refusals = Sequence[tuple[str, str]]
@@ -52,16 +53,16 @@ def said(run: EGTRun, status: EGTRunStatus, *, now: datetime, generation: int, r
     )
 
 
-def invalid(body: Mapping[str, Any], error: ValidationError, now: datetime) -> EGTRunStatus:
-    """The status of a run that this operator cannot read; nothing is started for it."""
+def invalid(known: KnownRun, error: ValidationError, now: datetime) -> tuple[EGTRunStatus, EGTRunStatus]:
+    """The status before and after of a run that this operator cannot read; nothing is started for it."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    before = EGTRunStatus.model_validate(body.get("status") or {})
+    before = EGTRunStatus.model_validate(known.body.get("status") or {})
     refusals = [("Invalid", f"{place}: {first['msg']}")]
     verdict = Verdict("Pending", *refusals[0])
-    generation = body["metadata"].get("generation", 1)
-    found = _conditions(before.conditions, verdict, refusals, now=now, generation=generation)
-    return before.model_copy(update={"observed_generation": generation, "phase": "Pending", "conditions": found})
+    found = _conditions(before.conditions, verdict, refusals, now=now, generation=known.generation)
+    update = {"observed_generation": known.generation, "phase": "Pending", "conditions": found}
+    return before, before.model_copy(update=update)
 
 
 def as_merge_patch(status: EGTRunStatus) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 import asyncio
 import heapq
-import time
 from collections import deque
+from collections.abc import Callable
 
 
 class WorkQueue:
-    """A queue of keys. A key that comes while a worker has it waits until the worker is done."""
+    """A queue of keys. A key that comes while a worker has it waits until the worker is done.
 
-    def __init__(self) -> None:
+    ``clock`` is monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._ready: deque[str] = deque()
         self._waiting: set[str] = set()
         self._held: dict[str, bool] = {}  # True: came again meanwhile
@@ -24,7 +28,7 @@ class WorkQueue:
     def add(self, key: str, delay_seconds: float = 0.0) -> None:
         """Ask for a look at ``key``; of several delayed asks the earliest counts."""
         if delay_seconds > 0:
-            at = time.monotonic() + delay_seconds
+            at = self._clock() + delay_seconds
             if at < self._due.get(key, float("inf")):
                 self._due[key] = at
                 heapq.heappush(self._later, (at, key))
@@ -66,8 +70,8 @@ class WorkQueue:
             if self._due.get(key) != at:
                 heapq.heappop(self._later)  # replaced by an earlier ask, or forgotten
                 continue
-            if at > time.monotonic():
-                return at - time.monotonic()
+            if at > self._clock():
+                return at - self._clock()
             heapq.heappop(self._later)
             del self._due[key]
             self.add(key)

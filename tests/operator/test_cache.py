@@ -6,7 +6,8 @@ from egt_operator.cache import Cache
 
 
 def run(version: int, uid: str = "u", name: str = "digits") -> dict[str, Any]:
-    return {"metadata": {"name": name, "namespace": "team", "uid": uid, "resourceVersion": str(version)}}
+    metadata = {"name": name, "namespace": "team", "uid": uid, "resourceVersion": str(version)}
+    return {"apiVersion": "egt.dev/v1alpha1", "kind": "EGTRun", "metadata": metadata, "spec": {}}
 
 
 def pod(version: int, name: str = "p", run_name: str | None = "digits") -> dict[str, Any]:
@@ -21,7 +22,19 @@ def test_a_late_event_does_not_replace_something_newer() -> None:
     assert cache.keep("run", run(4)) is None
     found = cache.run("team/digits")
     assert found is not None
-    assert found["metadata"]["resourceVersion"] == "5"
+    assert found.version == "5"
+
+
+def test_a_change_that_nothing_decides_by_is_no_news() -> None:
+    cache = Cache()
+    assert cache.keep("pod", pod(1)) == "team/digits"
+    same = pod(2)
+    same["status"]["podIP"] = "10.0.0.7"
+    assert cache.keep("pod", same) is None
+    ended = pod(3)
+    ended["status"]["phase"] = "Succeeded"
+    assert cache.keep("pod", ended) == "team/digits"
+    assert cache.keep("pod", same) is None
 
 
 def test_what_belongs_to_no_run_is_not_kept() -> None:
@@ -51,4 +64,4 @@ def test_a_run_of_the_same_name_made_anew_is_the_one_that_counts() -> None:
     cache.keep("run", run(7, uid="old"), gone=True)
     found = cache.run("team/digits")
     assert found is not None
-    assert found["metadata"]["uid"] == "new"
+    assert found.owner.uid == "new"

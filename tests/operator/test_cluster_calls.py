@@ -43,14 +43,14 @@ def cluster_of(recorder: Recorder) -> Cluster:
 
 
 async def every_call(cluster: Cluster) -> None:
-    run = {"metadata": {"namespace": "team", "name": "run", "resourceVersion": "1"}}
     job = {"metadata": {"namespace": "team", "name": "job"}, "spec": {}}
     for kind in ("run", "job", "pod"):
         await cluster.list_all(kind, ())
     await cluster.run("team", "run")
-    await cluster.write_status(run, {})
+    await cluster.write_status("team", "run", "1", {})
     await cluster.remove_run("team", "run", "uid")
     await cluster.job("team", "job")
+    await cluster.pods("team", "job")
     await cluster.create_job(job)
     await cluster.delete_job("team", "job", "uid")
     await cluster.log_end("team", "pod")

@@ -1,12 +1,13 @@
 """Keys wait once, are held by one worker, and come when they are due."""
 
 import asyncio
+import time
 
 from egt_operator.work_queue import WorkQueue
 
 
 def test_a_key_that_is_asked_for_twice_waits_once() -> None:
-    queue = WorkQueue()
+    queue = WorkQueue(time.monotonic)
     for key in ("a", "b", "a"):
         queue.add(key)
     assert len(queue) == 2
@@ -14,7 +15,7 @@ def test_a_key_that_is_asked_for_twice_waits_once() -> None:
 
 def test_a_key_that_comes_while_it_is_held_comes_again_afterwards() -> None:
     async def history() -> list[str]:
-        queue = WorkQueue()
+        queue = WorkQueue(time.monotonic)
         queue.add("a")
         first = await queue.get()
         queue.add("a")
@@ -27,7 +28,7 @@ def test_a_key_that_comes_while_it_is_held_comes_again_afterwards() -> None:
 
 def test_of_several_delays_the_earliest_counts() -> None:
     async def history() -> float:
-        queue = WorkQueue()
+        queue = WorkQueue(time.monotonic)
         queue.add("a", 5.0)
         queue.add("a", 0.05)
         queue.add("a", 9.0)
@@ -40,7 +41,7 @@ def test_of_several_delays_the_earliest_counts() -> None:
 
 def test_a_key_that_is_due_comes_even_if_others_came_before() -> None:
     async def history() -> list[str]:
-        queue = WorkQueue()
+        queue = WorkQueue(time.monotonic)
         queue.add("late", 0.05)
         queue.add("now")
         return [await queue.get(), await queue.get()]
