@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from egt_operator.cache import Kind
-from egt_operator.cluster import Conflict, Refused
+from egt_operator.cluster_errors import Conflict, Refused
 from egt_operator.observe import JOB_LABEL
 from egt_operator.render import RUN_LABEL, STAGE_LABEL, TASK_ANNOTATION
 

@@ -15,7 +15,8 @@ from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 
-from egt_operator.cluster import Bucket, Cluster, NotServed, Refused
+from egt_operator.cluster import Bucket, Cluster
+from egt_operator.cluster_errors import NotServed, Refused
 from egt_operator.controller import Controller
 from egt_operator.handlers import Handlers, kopf_settings
 from egt_operator.lease import Lease

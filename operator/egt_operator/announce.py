@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from egt_operator.api_status import EGTRunStatus
-from egt_operator.cluster import TROUBLE, Cluster, Refused, told
+from egt_operator.cluster import Cluster
+from egt_operator.cluster_errors import TROUBLE, Refused, told
 from egt_operator.events import happened, render_event
 from egt_operator.render import Owner
 

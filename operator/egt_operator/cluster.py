@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aiohttp import ClientError
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.exceptions import ApiException
 
 from egt_operator.api import GROUP, VERSION
 from egt_operator.cache import Kind
+from egt_operator.cluster_errors import Conflict, NotServed, Refused, meaning
 from egt_operator.observe import JOB_LABEL
 from egt_operator.render import RUN_LABEL
 
@@ -37,24 +37,7 @@ _MISSING = {
 }
 PAGE = 500  # objects of one answer
 REQUEST_SECONDS = 30.0  # a request that takes longer has most likely lost its connection
-TROUBLE = (ApiException, ClientError, OSError, TimeoutError)  # what passes, and is worth another try
 LOG_BYTES = 64 * 2**10  # of a log's end: progress is said every ten seconds
-
-
-class Conflict(Exception):  # noqa: N818 - what happened, not a fault
-    """Somebody else has written the object, or made one of that name."""
-
-
-class Refused(Exception):  # noqa: N818
-    """The API server takes the object or the request for wrong, or does not allow it; again would end alike."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class NotServed(Exception):  # noqa: N818
-    """The API server does not know a kind that the operator cannot do without."""
 
 
 class Bucket:
@@ -231,28 +214,7 @@ class Cluster:
             response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
             data: bytes = await response.read()  # type: ignore[no-untyped-call]
         except ApiException as error:
-            raise _meaning(error) from error
+            raise meaning(error) from error
         if response.status >= 400:
-            raise _meaning(ApiException(status=response.status, reason=response.reason, body=data.decode()))
+            raise meaning(ApiException(status=response.status, reason=response.reason, body=data.decode()))
         return data.decode(errors="replace")
-
-
-def _meaning(error: ApiException) -> Exception:
-    """What an answer means for whoever asked."""
-    said = str(error.body or error.reason)
-    try:
-        message = json.loads(said)["message"]
-    except (ValueError, KeyError, TypeError):
-        message = said
-    if error.status == 409:
-        return Conflict(message)
-    if error.status in (400, 403, 405, 413, 422):
-        return Refused(error.status, message)
-    return error
-
-
-def told(error: BaseException) -> str:
-    """An error in one line; the client's own text has many."""
-    if isinstance(error, ApiException):
-        return f"{error.status} {error.reason}: {error.body or ''}"[:500]
-    return f"{type(error).__name__}: {error}"

@@ -18,17 +18,17 @@ from egt_operator.announce import Announcer
 from egt_operator.api import EGTRun
 from egt_operator.api_status import EGTRunStatus, StageStatus
 from egt_operator.cache import KINDS, Cache, Kind
-from egt_operator.cluster import TROUBLE, Cluster, Conflict, Refused, told
-from egt_operator.decide import TERMINAL, Decision, World, decide, links_of, refused
+from egt_operator.cluster import Cluster
+from egt_operator.cluster_errors import TROUBLE, Conflict, Refused, told
+from egt_operator.decide import Decision, World, decide, links_of, refused
 from egt_operator.known_run import KnownRun
-from egt_operator.progress import last_progress
 from egt_operator.render import render
 from egt_operator.settings import Settings
 from egt_operator.status import as_merge_patch, invalid
 from egt_operator.task import task_of
 from egt_operator.telemetry import Telemetry
+from egt_operator.witness import Witness
 from egt_operator.work_queue import WorkQueue
-from egt_pipeline.contract.task import Progress
 
 _RETRY_SECONDS, _RETRY_LIMIT_SECONDS = 0.5, 60.0  # of a look that met trouble
 _FORBIDDEN = 403
@@ -50,8 +50,8 @@ class Controller:
         self._cluster, self._settings, self._telemetry = cluster, settings, telemetry
         self._now, self._clock = now, clock
         self.cache, self.queue, self.announcer = Cache(), WorkQueue(clock), Announcer(cluster, now)
+        self._witness = Witness(cluster, settings, self.cache, self.queue, now=now, clock=clock)
         self._troubles: dict[str, int] = {}
-        self._progress_due: dict[str, float] = {}
         self._refreshed, self._misses = False, 0
 
     def heard(self, kind: Kind, body: Mapping[str, Any], *, gone: bool) -> None:
@@ -162,62 +162,8 @@ class Controller:
                 await self._write(known, after)
             return
         self._telemetry.run_is(key, run.status.phase if run.status else "Pending")
-        world = await self._world(key, known, run)
+        world = await self._witness.world(key, known, run)
         await self._carry_out(key, known, run, world, decide(run, world, self._settings))
-
-    async def _world(self, key: str, known: KnownRun, run: EGTRun) -> World:
-        active = next((s for s in (run.status.stages if run.status else ()) if s.phase == "Running"), None)
-        if active is not None and active.job is not None:
-            await self._hear_last_words(key, known.owner.namespace, active.job)
-        return World(
-            now=self._now(),
-            generation=known.generation,
-            owner=known.owner,
-            jobs=self.cache.jobs(key),
-            pods=self.cache.pods(key),
-            progress=await self._progress(key, known.owner.namespace, active),
-            refusals=await self._refusals(known.owner.namespace, run, active),
-        )
-
-    async def _hear_last_words(self, key: str, namespace: str, name: str) -> None:
-        """A job's end may be heard before that of its pods, which come by another watch, and say how it ended."""
-        job = self.cache.jobs(key).get(name)
-        pods = [pod for pod in self.cache.pods(key) if pod.job == name]
-        if job is None or job.outcome is None or (pods and not any(pod.alive for pod in pods)):
-            return
-        for body in await self._cluster.pods(namespace, name):
-            self.cache.keep("pod", body)
-
-    async def _progress(self, key: str, namespace: str, active: StageStatus | None) -> Progress | None:
-        """The progress of a running stage, read from its log when it is time to."""
-        if active is None or active.running_since is None or active.job is None:
-            self._progress_due.pop(key, None)
-            return None
-        now, period = self._clock(), self._settings.progress_seconds
-        due = self._progress_due.setdefault(key, now + min(period, 5.0))
-        if now < due:
-            self.queue.add(key, due - now)
-            return None
-        self._progress_due[key] = now + period
-        self.queue.add(key, period)
-        try:
-            return last_progress(await self._cluster.log_end(namespace, f"{active.job}-master-0"))
-        except (*TROUBLE, Refused) as error:  # a node that does not answer must not keep the run from being looked at
-            log.info("%s: no log of %s: %s", key, active.job, told(error), extra={"run": key})
-            return None
-
-    async def _refusals(self, namespace: str, run: EGTRun, active: StageStatus | None) -> list[tuple[str, str]]:
-        """Why no stage of the run can start."""
-        scheduling, found = run.spec.scheduling, []
-        if active is not None or (run.status is not None and run.status.phase in TERMINAL):
-            return []
-        queue, labels = scheduling.queue, scheduling.node_selector
-        if queue is not None and not await self._cluster.has_queue(namespace, queue):
-            said = f"spec.scheduling.queue: there is no LocalQueue {queue!r} in namespace {namespace}"
-            found.append(("QueueMissing", said))
-        if labels and self._settings.check_node_pools and not await self._cluster.has_nodes(labels):
-            found.append(("NodePoolMissing", f"spec.scheduling.nodeSelector: no node has the labels {labels}"))
-        return found
 
     async def _carry_out(self, key: str, known: KnownRun, run: EGTRun, world: World, decision: Decision) -> None:
         """The status first, so that a crash after any call leaves a memory of what was meant."""

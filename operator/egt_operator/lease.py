@@ -15,7 +15,8 @@ from typing import Any
 from aiohttp import ClientError
 from kubernetes.aio.client.exceptions import ApiException
 
-from egt_operator.cluster import Cluster, Conflict
+from egt_operator.cluster import Cluster
+from egt_operator.cluster_errors import Conflict
 
 # As client-go's defaults: a holder that cannot renew for ten seconds gives up before another may begin.
 DURATION_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 15.0, 10.0, 2.0

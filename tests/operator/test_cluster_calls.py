@@ -11,7 +11,8 @@ import pytest
 import yaml
 from kubernetes.aio.client.exceptions import ApiException
 
-from egt_operator.cluster import Bucket, Cluster, Conflict, NotServed, Refused
+from egt_operator.cluster import Bucket, Cluster
+from egt_operator.cluster_errors import Conflict, NotServed, Refused
 from egt_operator.handlers import WATCHED
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import asyncio
 import copy
 from typing import Any
 
-from egt_operator.cluster import Conflict
+from egt_operator.cluster_errors import Conflict
 from egt_operator.lease import DURATION_SECONDS, RENEW_SECONDS, Lease
 
 
