@@ -10,12 +10,10 @@ from datetime import UTC, datetime
 
 import kopf
 from aiohttp import web
-from kubernetes.aio import config
-from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 
-from egt_operator.cluster import Bucket, Cluster
+from egt_operator.cluster import Cluster, connected
 from egt_operator.cluster_errors import NotServed, Refused
 from egt_operator.controller import Controller
 from egt_operator.handlers import Handlers, kopf_settings
@@ -29,13 +27,11 @@ log = logging.getLogger("egt_operator")
 class Operator:
     """One replica: serves metrics and health, waits for the lease, and then works."""
 
-    def __init__(self, settings: Settings, client: ApiClient) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster) -> None:
         self._settings = settings
         self.telemetry = Telemetry()
-        self._cluster = Cluster(client, Bucket(settings.requests_per_second, settings.burst))
-        self._controller = Controller(
-            self._cluster, settings, self.telemetry, lambda: datetime.now(UTC), time.monotonic
-        )
+        self._cluster = cluster
+        self._controller = Controller(cluster, settings, self.telemetry, lambda: datetime.now(UTC), time.monotonic)
         self._handlers = Handlers(self._controller)
         self.stopped = asyncio.Event()
 
@@ -123,9 +119,8 @@ async def main() -> None:
         settings = Settings.from_environment(os.environ)
     except ValidationError as error:
         sys.exit("\n".join(f"EGT_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()))
-    await config.load_config()  # type: ignore[no-untyped-call]
-    async with ApiClient() as client:
-        operator = Operator(settings, client)
+    async with connected(settings.requests_per_second, settings.burst) as cluster:
+        operator = Operator(settings, cluster)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, operator.stopped.set)
         try:

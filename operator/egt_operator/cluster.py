@@ -4,11 +4,13 @@ Watching is kopf's (see handlers); what is read here is read because a decision 
 """
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.exceptions import ApiException
 
@@ -218,3 +220,14 @@ class Cluster:
         if response.status >= 400:
             raise meaning(ApiException(status=response.status, reason=response.reason, body=data.decode()))
         return data.decode(errors="replace")
+
+
+@contextlib.asynccontextmanager
+async def connected(requests_per_second: float, burst: int) -> AsyncIterator[Cluster]:
+    """The cluster as the pod's own identity sees it, else that of the user's kubeconfig."""
+    try:
+        config.load_incluster_config()  # type: ignore[no-untyped-call]
+    except config.ConfigException:
+        await config.load_kube_config()  # type: ignore[no-untyped-call]
+    async with ApiClient() as client:
+        yield Cluster(client, Bucket(requests_per_second, burst))

@@ -25,3 +25,22 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .image.repository }}:{{ .image.tag | default .version }}
 {{- end -}}
 {{- end }}
+
+{{- define "egt.environment" -}}
+- {name: HOSTNAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+- {name: USER, value: egt}
+- {name: EGT_LEASE_NAME, value: {{ include "egt.name" . }}}
+- {name: EGT_LEASE_NAMESPACE, value: {{ .Release.Namespace }}}
+- {name: EGT_METRICS_PORT, value: {{ .Values.metrics.port | quote }}}
+- name: EGT_IMAGE
+  value: {{ include "egt.image" (dict "image" .Values.pipelineImage "version" .Chart.AppVersion) }}
+- {name: EGT_IMAGE_PULL_POLICY, value: {{ .Values.pipelineImage.pullPolicy }}}
+- {name: EGT_NAMESPACES, value: {{ .Values.watch.namespaces | toJson | quote }}}
+{{- range $name, $value := .Values.settings }}
+- name: EGT_{{ $name | snakecase | upper }}
+  value: {{ kindIs "slice" $value | ternary (toJson $value) (toString $value) | quote }}
+{{- end }}
+{{- range $name, $value := .Values.environment }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end }}
