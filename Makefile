@@ -12,9 +12,9 @@ TEACHER_PORT := 18765
 demo: $(VENV)/.installed
 	bench/demo.sh $(RUNS) $(TEACHER_PORT)
 
-# Lint, types, layers, generated files, and every test that takes no more than a minute.
+# Lint, types, layers, generated files, and every test but the slow ones, two files at a time.
 test: $(VENV)/.installed lint
-	$(BIN)/pytest -m "not slow" tests
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile tests
 
 # What takes longer: kill -9 at random moments, the science of the demo, two-process training in full.
 test-slow: $(VENV)/.installed
