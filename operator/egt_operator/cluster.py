@@ -12,6 +12,7 @@ from typing import Any
 
 from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.exceptions import ApiException
 
 from egt_operator.api import GROUP, VERSION
@@ -225,9 +226,12 @@ class Cluster:
 @contextlib.asynccontextmanager
 async def connected(requests_per_second: float, burst: int) -> AsyncIterator[Cluster]:
     """The cluster as the pod's own identity sees it, else that of the user's kubeconfig."""
+    found = Configuration()
     try:
-        config.load_incluster_config()  # type: ignore[no-untyped-call]
+        config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
     except config.ConfigException:
-        await config.load_kube_config()  # type: ignore[no-untyped-call]
-    async with ApiClient() as client:
+        await config.load_kube_config(client_configuration=found)  # type: ignore[no-untyped-call]
+    # Else every request has a thread read ~/.netrc and the proxy variables anew; a kubeconfig names its own proxy.
+    found.client_session_kwargs = {"trust_env": False}
+    async with ApiClient(found) as client:
         yield Cluster(client, Bucket(requests_per_second, burst))

@@ -55,11 +55,26 @@ def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
     return replace(found, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """kopf copies and compares every object at each event, for handlers of changes, of which there are none here."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Nothing of an object is worth comparing."""
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> None:
+        """There is nothing to compare with."""
+
+    def store(self, **_: Any) -> None:
+        """Nothing is written on anybody's object."""
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """kopf told to watch and to leave no trace."""
     found = kopf.OperatorSettings()
     found.peering.standalone = True  # replicas compete for a Lease
     found.posting.enabled = False  # events of ours are said once, see events.py
+    found.persistence.diffbase_storage = _NoDiffs()
     found.scanning.disabled = True  # what is watched is known; scanning needs rights on the whole cluster
     found.networking.request_timeout = 60
     found.watching.server_timeout, found.watching.client_timeout = 300, 310
