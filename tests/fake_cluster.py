@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from egt_operator.cache import Kind
+from egt_operator.children import JOB_LABEL
 from egt_operator.cluster_errors import Conflict, Refused
-from egt_operator.observe import JOB_LABEL
 from egt_operator.render import RUN_LABEL, STAGE_LABEL, TASK_ANNOTATION
 
 Body = dict[str, Any]
@@ -51,6 +51,7 @@ class FakeCluster:
     logs: dict[str, str] = field(default_factory=dict)
     events: dict[str, Body] = field(default_factory=dict)
     created: list[str] = field(default_factory=list)
+    queues: set[str] = field(default_factory=lambda: {"gpus"})
 
     def __post_init__(self) -> None:
         self._version = 0
@@ -104,6 +105,7 @@ class FakeCluster:
         name = job["metadata"]["name"]
         if job["spec"]["runPolicy"].get("suspend") or job.get("status", {}).get("conditions"):
             return
+        owner = {"kind": "PyTorchJob", "name": name, "uid": job["metadata"]["uid"], "controller": True}
         for kind, replica in job["spec"]["pytorchReplicaSpecs"].items():
             for number in range(replica["replicas"]):
                 pod = f"{name}-{kind.lower()}-{number}"
@@ -111,7 +113,7 @@ class FakeCluster:
                     template = copy.deepcopy(replica["template"])
                     labels = {**template["metadata"]["labels"], JOB_LABEL: name}
                     metadata = {**template["metadata"], "labels": labels, "name": pod, "namespace": "team"}
-                    metadata["creationTimestamp"] = self._time()
+                    metadata |= {"creationTimestamp": self._time(), "ownerReferences": [owner]}
                     self._store("pod", {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
 
     def _live(self, pod: Body) -> None:
@@ -131,6 +133,7 @@ class FakeCluster:
         ended = {
             "exitCode": ending.exit_code,
             "reason": ending.reason or ("Error" if ending.exit_code else "Completed"),
+            "finishedAt": self._time(),
         }
         ended["message"] = (
             self._summary(task) if ending.message is None and not ending.exit_code else ending.message or ""
@@ -162,7 +165,8 @@ class FakeCluster:
         if job.get("status", {}).get("conditions"):
             return
         name = job["metadata"]["name"]
-        pods = [p for p in self.objects("pod") if p["metadata"]["labels"][JOB_LABEL] == name]
+        uid = job["metadata"]["uid"]
+        pods = [p for p in self.objects("pod") if p["metadata"]["ownerReferences"][0]["uid"] == uid]
         phases = {pod["metadata"]["name"]: pod["status"]["phase"] for pod in pods}
         outcome = "Failed" if "Failed" in phases.values() else ""
         if phases.get(f"{name}-master-0") == "Succeeded":
@@ -254,7 +258,7 @@ class FakeCluster:
         return self.logs.get(pod, "")
 
     async def has_queue(self, _namespace: str, name: str) -> bool:
-        return name == "gpus"
+        return name in self.queues
 
     async def has_nodes(self, labels: Mapping[str, str]) -> bool:
         return labels == {"pool": "h200"}

@@ -84,7 +84,7 @@ class Operator:
             clusterwide=not namespaces,
             namespaces=namespaces,
         )
-        raise RuntimeError("the watches have ended")
+        self.stopped.set()  # it hears of SIGTERM in our place; whatever else ends a watch raises
 
     async def _serve(self) -> web.AppRunner:
         app = web.Application()

@@ -28,6 +28,7 @@ from egt_pipeline.contract.recipes import (
 GROUP = "egt.dev"
 VERSION = "v1alpha1"
 KIND = "EGTRun"
+MANAGER = "egt.dev/operator"
 
 Processes = Annotated[int, Placement, Field(ge=1, le=1024)]
 Deadline = Annotated[int | None, Placement, Field(ge=1)]

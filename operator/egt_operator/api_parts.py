@@ -11,7 +11,7 @@ DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_LENGTH = 40
 
 Attempts = Annotated[int, Field(ge=0, le=1000)]
-LabelValue = Annotated[str, Field(max_length=63)]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from egt_operator.api import EGTRun
 from egt_operator.api_status import Failure, FailureClass, GpuHours, StageProgress, StageStatus, Stopping
-from egt_operator.observe import HOPELESS, IMAGE, Cause, Job, Pod, Seen, observe
+from egt_operator.children import Job, Pod
+from egt_operator.observe import HOPELESS, IMAGE, Cause, Seen, observe
 from egt_operator.plan import Phase
 from egt_operator.render import gpus_of, pods_of
 from egt_operator.settings import Settings
@@ -30,6 +31,7 @@ _CLASS_OF_STOP: Mapping[Stopping, FailureClass] = {
     "Deleted": "Preempted",
 }
 _POLL_SECONDS = 1.0  # while pods end
+FIRST_SECONDS = 5.0  # after which the first progress may stand in the log
 _MESSAGE_CHARACTERS = 4000  # of a failed pod's last words; what Kubernetes keeps of them is about as long
 
 
@@ -72,13 +74,14 @@ def follow(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settin
     if seen.cause is not None:
         return _failed(run, stage, evidence, seen.cause, settings)
     stage, active = _clocked(run, stage, seen, evidence)
-    why, message = _must_stop(run, stage, seen, replace(evidence, active_seconds=active), settings)
+    evidence = replace(evidence, active_seconds=active)
+    why, message = _must_stop(run, stage, seen, evidence, settings)
     if why == "Unstartable":
         return _failed(run, stage, evidence, Cause("UserError", message), settings)
     if why is not None:
         stopped = stage.model_copy(update={"stopping": why, "reason": why, "message": message})
         return Step(stopped, active, delete=True)
-    return Step(stage, active, wake=_next_deadline(run, stage, seen, active, settings))
+    return Step(stage, active, wake=_next_deadline(run, stage, seen, evidence, settings))
 
 
 def _without_job(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settings) -> Step:
@@ -140,7 +143,7 @@ def _must_stop(
         return "Deadline", f"waited for queueDeadlineSeconds: {spec.queue_deadline_seconds}: {seen.message}"
     if stage.running_since and _passed(stage.progressed, spec.hang_deadline_seconds, now):
         return "Hang", f"no progress for hangDeadlineSeconds: {spec.hang_deadline_seconds}"
-    if seen.reason in (*HOPELESS, *IMAGE) and _passed(stage.queued_since, settings.pending_seconds, now):
+    if seen.reason in (*HOPELESS, *IMAGE) and _passed(_placed(evidence.pods), settings.pending_seconds, now):
         return "Unstartable", f"{seen.reason}: {seen.message}"
     return None, ""
 
@@ -160,17 +163,27 @@ def _passed(since: datetime | None, limit: float | None, now: datetime, before: 
     return since is not None and limit is not None and before + (now - since).total_seconds() >= limit
 
 
-def _next_deadline(run: EGTRun, stage: StageStatus, seen: Seen, active: float, settings: Settings) -> datetime | None:
+def _placed(pods: Sequence[Pod]) -> datetime | None:
+    """Since when every pod has had its node; before that, it cannot have begun to pull its image."""
+    return max((pod.scheduled or pod.created for pod in pods), default=None)
+
+
+def _next_deadline(
+    run: EGTRun, stage: StageStatus, seen: Seen, evidence: Evidence, settings: Settings
+) -> datetime | None:
     """When the attempt has to be looked at again although nothing happens."""
     spec, due = run.spec, []
     if stage.running_since and spec.active_deadline_seconds is not None:
-        due.append(stage.running_since + timedelta(seconds=spec.active_deadline_seconds - active))
+        left = spec.active_deadline_seconds - evidence.active_seconds
+        due.append(stage.running_since + timedelta(seconds=left))
     if stage.queued_since and spec.queue_deadline_seconds is not None:
         due.append(stage.queued_since + timedelta(seconds=spec.queue_deadline_seconds))
     if stage.running_since and stage.progressed:
         due.append(stage.progressed + timedelta(seconds=spec.hang_deadline_seconds))
-    if stage.queued_since and seen.reason in (*HOPELESS, *IMAGE):
-        due.append(stage.queued_since + timedelta(seconds=settings.pending_seconds))
+        young = (evidence.now - stage.running_since).total_seconds() < FIRST_SECONDS
+        due.append(evidence.now + timedelta(seconds=FIRST_SECONDS if young else settings.progress_seconds))
+    if (placed := _placed(evidence.pods)) and seen.reason in (*HOPELESS, *IMAGE):
+        due.append(placed + timedelta(seconds=settings.pending_seconds))
     return min(due, default=None)
 
 
@@ -178,7 +191,10 @@ def _ended(run: EGTRun, stage: StageStatus, evidence: Evidence, *, wasted: bool)
     """The stage with its pods no longer running, what they cost counted; and the run's active seconds."""
     if stage.running_since is None:
         return stage.model_copy(update={"queued_since": None}), evidence.active_seconds
-    seconds = (evidence.now - stage.running_since).total_seconds()
+    # The operator may have been away when they ended.
+    ends = [pod.finished for pod in evidence.pods if pod.finished and not pod.alive]
+    end = max(ends) if ends and len(ends) == len(evidence.pods) else evidence.now
+    seconds = max((min(end, evidence.now) - stage.running_since).total_seconds(), 0.0)
     hours = seconds * gpus_of(run, stage.name) * pods_of(run, stage.name) / 3600
     before = stage.gpu_hours or GpuHours()
     spent = before.model_copy(update={"used": before.used + hours, "wasted": before.wasted + hours * wasted})
@@ -189,8 +205,9 @@ def _ended(run: EGTRun, stage: StageStatus, evidence: Evidence, *, wasted: bool)
 def _failed(run: EGTRun, stage: StageStatus, evidence: Evidence, cause: Cause, settings: Settings) -> Step:
     ended, active = _ended(run, stage, evidence, wasted=True)
     stage = failed(run, ended, cause, evidence.now, settings)
-    # A pod that cannot start never ends by itself.
-    delete = cause.exit_code is None and cause.kind == "UserError"
+    # A pod that cannot start never ends by itself; of a pod that was taken away training-operator makes another.
+    taken = cause.kind in ("NodeLost", "Preempted") and evidence.job is not None and evidence.job.outcome is None
+    delete = (cause.exit_code is None and cause.kind == "UserError") or taken
     return Step(stage, active, delete=delete, inputs_missing=cause.kind == "BadInput", wake=stage.next_attempt)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from egt_operator.children import Job, Pod, parse_job, parse_pod
 from egt_operator.known_run import KnownRun
-from egt_operator.observe import Job, Pod, parse_job, parse_pod
 from egt_operator.render import RUN_LABEL
 
 Body = Mapping[str, Any]
@@ -32,6 +32,8 @@ class Cache:
 
     def __init__(self) -> None:
         self._known: dict[Kind, dict[str, dict[str, _Known]]] = {kind: defaultdict(dict) for kind in KINDS}
+        # Of what went since the list before last, so that a list or a late event does not bring it back.
+        self._gone: dict[Kind, tuple[set[str], set[str]]] = {kind: (set(), set()) for kind in KINDS}
 
     def every_run(self) -> list[str]:
         """The keys of all runs."""
@@ -60,14 +62,17 @@ class Cache:
         if key is None:
             return None
         uid, version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
-        known = self._known[kind][key]
-        if uid in known and version <= known[uid].version and not gone:
-            return None
         if gone:
-            known.pop(uid, None)
-            if not known:
-                del self._known[kind][key]
+            self._gone[kind][0].add(uid)
+            self._known[kind].get(key, {}).pop(uid, None)
+            if not self._known[kind].get(key):
+                self._known[kind].pop(key, None)
             return key
+        if any(uid in some for some in self._gone[kind]):
+            return None
+        known = self._known[kind][key]
+        if uid in known and version <= known[uid].version:
+            return None
         before, value = known.get(uid), _PARSE[kind](body)
         known[uid] = _Known(version, value)
         return None if before is not None and before.value == value else key
@@ -85,6 +90,7 @@ class Cache:
                 missed.append(key)
             if not known:
                 del self._known[kind][key]
+        self._gone[kind] = set(), self._gone[kind][0]
         return missed
 
     def forget(self, key: str) -> None:

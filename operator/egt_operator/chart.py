@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.alias_generators import to_camel
 
-from egt_operator.cluster_rules import LEASE_RULE, NODE_RULE, RULES, Rule
+from egt_operator.cluster_rules import LEASE_RULES, NODE_RULE, RULES, Rule
 from egt_operator.settings import Settings
 
 # What the chart knows itself: the image, and where the release lies.
-_FROM_CHART = {"image", "namespaces", "lease_name", "lease_namespace", "identity", "metrics_port"}
+_FROM_CHART = {"image", "image_pull_policy", "namespaces", "lease_name", "lease_namespace", "identity", "metrics_port"}
 
 
 class _Values(BaseModel):
@@ -73,9 +73,9 @@ class NetworkPolicy(_Values):
     """Traffic of the operator's pods."""
 
     enabled: bool = True
-    """Let in /metrics only, and out the API server and DNS only."""
-    api_server_port: int = Field(default=443, ge=1, le=65535)
-    """Port of the API server, as pods see it."""
+    """Let in /metrics only, and out to the ports of the API server and of DNS only."""
+    api_server_ports: list[int] = [443, 6443]
+    """Ports of the API server: its Service's, and its own, which many networks compare with."""
 
 
 # The operator's settings as values; pydantic makes the type of the fields that Settings has.
@@ -130,7 +130,11 @@ def values_schema() -> dict[str, Any]:
 
 def rules() -> dict[str, Any]:
     """The operator's permissions, for the chart's roles."""
-    return {"rules": [_rule(rule) for rule in RULES], "nodes": [_rule(NODE_RULE)], "lease": [_rule(LEASE_RULE)]}
+    return {
+        "rules": [_rule(rule) for rule in RULES],
+        "nodes": [_rule(NODE_RULE)],
+        "lease": [_rule(rule) for rule in LEASE_RULES],
+    }
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

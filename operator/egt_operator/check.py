@@ -14,13 +14,17 @@ from egt_operator.settings import Settings
 async def check(cluster: Cluster, settings: Settings) -> str:
     """What was found, in a line. Raises NotServed, Refused, or LookupError when no replica works."""
     counts = {kind: len((await cluster.list_all(kind, settings.namespaces))[0]) for kind in KINDS}
+    first = None
     for _ in range(int(2 * DURATION_SECONDS / RETRY_SECONDS)):
         lease = await cluster.lease(settings.lease_namespace, settings.lease_name)
         if lease is not None and lease["spec"].get("holderIdentity"):
-            found = ", ".join(f"{count} {kind}s" for kind, count in counts.items())
-            return f"{lease['spec']['holderIdentity']} works; {found}"
+            version = lease["metadata"]["resourceVersion"]
+            first = first or version
+            if version != first:  # somebody renews it
+                found = ", ".join(f"{count} {kind}s" for kind, count in counts.items())
+                return f"{lease['spec']['holderIdentity']} works; {found}"
         await asyncio.sleep(RETRY_SECONDS)
-    raise LookupError(f"no replica holds the lease {settings.lease_namespace}/{settings.lease_name}")
+    raise LookupError(f"no replica renews the lease {settings.lease_namespace}/{settings.lease_name}")
 
 
 async def main() -> None:

@@ -6,6 +6,7 @@ Watching is kopf's (see handlers); what is read here is read because a decision 
 import asyncio
 import contextlib
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -17,8 +18,8 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from egt_operator.api import GROUP, VERSION
 from egt_operator.cache import Kind
+from egt_operator.children import JOB_LABEL
 from egt_operator.cluster_errors import Conflict, NotServed, Refused, meaning
-from egt_operator.observe import JOB_LABEL
 from egt_operator.render import RUN_LABEL
 
 Body = dict[str, Any]
@@ -73,7 +74,7 @@ class Cluster:
             query = {"limit": PAGE, **({} if kind == "run" else {"labelSelector": RUN_LABEL})}
             while True:
                 page = json.loads(await self._page(LISTS[kind].format(scope=scope), query))
-                version = int(page["metadata"]["resourceVersion"])
+                version = min(version or sys.maxsize, int(page["metadata"]["resourceVersion"]))
                 # A list leaves out what is the same of all its objects.
                 found += [{"apiVersion": page["apiVersion"], "kind": page["kind"][:-4], **one} for one in page["items"]]
                 if not page["metadata"].get("continue"):

@@ -33,5 +33,8 @@ RULES = (
 )
 # Nodes belong to no namespace: an operator of some namespaces only gets on without.
 NODE_RULE = Rule("", "nodes", ("list",), "a node pool that does not exist is said at once")
-# In the operator's own namespace only.
-LEASE_RULE = Rule("coordination.k8s.io", "leases", ("get", "create", "update"), "one replica works at a time")
+# In the operator's own namespace only; the chart narrows the second to the one Lease of the release.
+LEASE_RULES = (
+    Rule("coordination.k8s.io", "leases", ("create",), "one replica works at a time"),
+    Rule("coordination.k8s.io", "leases", ("get", "update"), "one replica works at a time"),
+)

@@ -15,13 +15,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from egt_operator.announce import Announcer
-from egt_operator.api import EGTRun
+from egt_operator.api import MANAGER, EGTRun
 from egt_operator.api_status import EGTRunStatus, StageStatus
 from egt_operator.cache import KINDS, Cache, Kind
 from egt_operator.cluster import Cluster
 from egt_operator.cluster_errors import TROUBLE, Conflict, Refused, told
-from egt_operator.decide import Decision, World, decide, links_of, refused
+from egt_operator.decide import TERMINAL, Decision, World, decide, refused
 from egt_operator.known_run import KnownRun
+from egt_operator.outcome import links_of
 from egt_operator.render import render
 from egt_operator.settings import Settings
 from egt_operator.status import as_merge_patch, invalid
@@ -50,7 +51,7 @@ class Controller:
         self._cluster, self._settings, self._telemetry = cluster, settings, telemetry
         self._now, self._clock = now, clock
         self.cache, self.queue, self.announcer = Cache(), WorkQueue(clock), Announcer(cluster, now)
-        self._witness = Witness(cluster, settings, self.cache, self.queue, now=now, clock=clock)
+        self._witness = Witness(cluster, settings, self.cache, now, clock)
         self._troubles: dict[str, int] = {}
         self._refreshed, self._misses = False, 0
 
@@ -157,9 +158,13 @@ class Controller:
         try:
             run = known.read()
         except ValidationError as error:
+            if (known.body.get("status") or {}).get("phase") in TERMINAL:
+                return  # it has ended, in words of another version
             before, after = invalid(known, error, self._now())
             if after != before:
                 await self._write(known, after)
+            return
+        if run.spec.managed_by != MANAGER:
             return
         self._telemetry.run_is(key, run.status.phase if run.status else "Pending")
         world = await self._witness.world(key, known, run)

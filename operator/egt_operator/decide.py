@@ -9,18 +9,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from egt_operator.api import EGTRun
-from egt_operator.api_status import EGTRunStatus, GpuHours, StageStatus
+from egt_operator.api_status import EGTRunStatus, StageStatus
 from egt_operator.attempt import Evidence, failed, follow, writing
-from egt_operator.observe import Cause, Job, Pod
+from egt_operator.children import Job, Pod
+from egt_operator.observe import Cause
+from egt_operator.outcome import links_of, made_again, succeeded
 from egt_operator.plan import Observed, Phase, Task, plan
-from egt_operator.render import Owner, gpus_of, job_name, pods_of
+from egt_operator.render import Owner, job_name
 from egt_operator.settings import Settings
 from egt_operator.status import said, with_stage
-from egt_pipeline.contract.chain import Link, chain
+from egt_pipeline.contract.chain import Link
 from egt_pipeline.contract.graph import STAGES, StageName
-from egt_pipeline.contract.task import Progress, Summary
+from egt_pipeline.contract.task import Progress
 
 TERMINAL = ("Complete", "Failed")
+_REFUSED_SECONDS = 15.0  # a queue or a node pool that is made later is no event that anybody watches
+_GOING_SECONDS = 1.0  # between looks at a job of a deleted run that the garbage collector has not removed yet
 _CLEANED_SECONDS = 15.0  # within it training-operator has removed the other pods of a failed job
 
 
@@ -51,8 +55,6 @@ class Decision:
 def decide(run: EGTRun, world: World, settings: Settings) -> Decision:
     """The next step of ``run`` as it is in the cluster, status included."""
     status = _begun(run)
-    if run.spec.managed_by != "egt.dev/operator":
-        return Decision(status)
     if status.phase in TERMINAL:
         return _after_the_end(run, status, world)
     active = next((stage for stage in status.stages if stage.phase is Phase.RUNNING), None)
@@ -62,9 +64,12 @@ def decide(run: EGTRun, world: World, settings: Settings) -> Decision:
         status = decision.status
     if all(stage.phase is not Phase.RUNNING for stage in status.stages):
         decision = _start(run, decision, world, settings)
-    return replace(
-        decision, status=said(run, decision.status, now=world.now, generation=world.generation, refusals=world.refusals)
-    )
+    status = said(run, decision.status, now=world.now, generation=world.generation, refusals=world.refusals)
+    if status.phase in TERMINAL:
+        decision = replace(decision, wake=world.now)  # its time to live begins
+    elif world.refusals:
+        decision = replace(decision, wake=world.now + timedelta(seconds=_REFUSED_SECONDS))
+    return replace(decision, status=status)
 
 
 def _begun(run: EGTRun) -> EGTRunStatus:
@@ -83,71 +88,36 @@ def _begun(run: EGTRun) -> EGTRunStatus:
 def _follow(run: EGTRun, status: EGTRunStatus, active: StageStatus, world: World, settings: Settings) -> Decision:
     """The active attempt as it is seen now; it may have ended."""
     name = active.job or ""
+    job = world.jobs.get(name)
+    if job is not None and job.owner_uid != world.owner.uid:
+        return _in_the_way(run, status, job, world, settings)
     evidence = Evidence(
         now=world.now,
-        job=world.jobs.get(name),
-        pods=[pod for pod in world.pods if pod.job == name],
+        job=job,
+        # Pods of a deleted run of the same name may still be there; without a job, they are what has to be waited for.
+        pods=[pod for pod in world.pods if pod.job == name and (job is None or pod.owner_uid == job.uid)],
         progress=world.progress,
         active_seconds=status.active_seconds,
     )
-    if evidence.job is not None and evidence.job.owner_uid != world.owner.uid:
-        cause = Cause("UserError", f"a PyTorchJob {name} exists and belongs to somebody else; rename it or this run")
-        return Decision(with_stage(status, failed(run, active, cause, world.now, settings)))
     step = follow(run, active, evidence, settings)
     status = with_stage(status, step.stage).model_copy(update={"active_seconds": step.active_seconds})
     if step.summary is not None:
-        status = _succeeded(run, status, step.stage, step.summary, world.now)
+        status = succeeded(run, status, step.stage, step.summary, world.now)
     elif step.inputs_missing:
-        status = _made_again(status)
+        status = made_again(status)
     delete = (evidence.job,) if step.delete and evidence.job is not None else ()
     return Decision(status, create=step.stage if step.create else None, delete=delete, wake=step.wake)
 
 
-def _succeeded(run: EGTRun, status: EGTRunStatus, stage: StageStatus, summary: Summary, now: datetime) -> EGTRunStatus:
-    """The stage's output is published; what prepare found published already counts as well."""
-    metrics = {key: float(value) for key, value in summary.metrics.items() if isinstance(value, int | float)}
-    own = {key: value for key, value in metrics.items() if not key.startswith("published.")}
-    done = stage.model_copy(
-        update={
-            "phase": Phase.SUCCEEDED, "digest": summary.digest, "content": dict(summary.content), "metrics": own,
-            "finished": now, "reason": None, "message": None,
-        }
-    )  # fmt: skip
-    status = with_stage(status, done)
-    if stage.name is not StageName.PREPARE:
-        return status
-    links = links_of(run, status)
-    for other in status.stages:
-        if metrics.get(f"published.{other.name}") and other.phase is Phase.WAITING and links[other.name].digest:
-            status = with_stage(status, _reused(run, other, links[other.name], metrics, now))
-    return status
-
-
-def _reused(run: EGTRun, stage: StageStatus, link: Link, metrics: Mapping[str, float], now: datetime) -> StageStatus:
-    """A stage whose output an earlier run has published."""
-    prefix = f"published.{stage.name}."
-    found = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
-    gpus = gpus_of(run, stage.name) * pods_of(run, stage.name)
-    hours = GpuHours(saved=found.pop("seconds", 0.0) * gpus / 3600)
-    return stage.model_copy(
-        update={"phase": Phase.SUCCEEDED, "digest": link.digest, "metrics": found, "finished": now, "gpu_hours": hours}
-    )
-
-
-def _made_again(status: EGTRunStatus) -> EGTRunStatus:
-    """An input was missing: prepare says anew what is published, and what is not runs again."""
-    for stage in status.stages:
-        if stage.phase is Phase.SUCCEEDED:
-            status = with_stage(status, stage.model_copy(update={"phase": Phase.WAITING, "finished": None}))
-    return status
-
-
-def links_of(run: EGTRun, status: EGTRunStatus) -> Mapping[StageName, Link]:
-    """The chain of the run, as far as prepare has said what it read."""
-    prepare = next(stage for stage in status.stages if stage.name is StageName.PREPARE)
-    known = prepare.digest if prepare.phase is Phase.SUCCEEDED else None
-    content = prepare.content if known else None
-    return chain(run.recipes(), source_fingerprint=None, prepared=content, prepared_digest=known)
+def _in_the_way(run: EGTRun, status: EGTRunStatus, job: Job, world: World, settings: Settings) -> Decision:
+    """A job of that name belongs to a deleted run of this name, and will go with it, or to somebody else."""
+    active = next(stage for stage in status.stages if stage.job == job.name)
+    if job.owner_name == world.owner.name:
+        message = f"the PyTorchJob {job.name} of a deleted run of this name is still there"
+        waiting = active.model_copy(update={"message": message})
+        return Decision(with_stage(status, waiting), wake=world.now + timedelta(seconds=_GOING_SECONDS))
+    cause = Cause("UserError", f"a PyTorchJob {job.name} exists and belongs to somebody else; rename it or this run")
+    return Decision(with_stage(status, failed(run, active, cause, world.now, settings)))
 
 
 def _start(run: EGTRun, decision: Decision, world: World, settings: Settings) -> Decision:

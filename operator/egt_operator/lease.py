@@ -6,6 +6,7 @@ process's own clock.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -47,8 +48,11 @@ class Lease:
         renewed = self.clock()
         while self.clock() - renewed < RENEW_SECONDS:
             await self.sleep(RETRY_SECONDS)
-            if await self._try():
-                renewed = self.clock()
+            began = self.clock()
+            with contextlib.suppress(TimeoutError):  # a request may hang for longer than the lease lasts
+                async with asyncio.timeout(max(RENEW_SECONDS - (began - renewed), 0.0)):
+                    if await self._try():
+                        renewed = began
         log.error("the lease %s/%s is lost", self.namespace, self.name)
 
     async def release(self) -> None:

@@ -6,19 +6,16 @@ and the class decides whether and how often a stage is tried again.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
 from egt_operator.api_status import FailureClass
-from egt_operator.render import ATTEMPT_LABEL, CONTAINER, STAGE_LABEL
+from egt_operator.children import Job, Pod
 from egt_pipeline.contract.errors import ArtifactError, DiskFullError, StoppedError, TaskError, UnavailableError
-from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Summary
 
 State = Literal["Queued", "Pending", "Running", "Succeeded", "Failed"]
-JOB_LABEL = "training.kubeflow.org/job-name"  # training-operator's own
 
 # Reasons of a waiting container that no waiting cures; a kubelet tries image pulls again, so they get some time.
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError")
@@ -41,52 +38,6 @@ _BY_DISRUPTION: Mapping[str, FailureClass] = {
 
 
 @dataclass(frozen=True)
-class Pod:
-    """One pod of an attempt."""
-
-    name: str
-    job: str
-    created: datetime
-    phase: str
-    deleted: datetime | None = None
-    """By when it is to be gone."""
-    node: str | None = None
-    exit_code: int | None = None
-    reason: str = ""
-    """Why its container waits or ended, or why the pod was evicted."""
-    message: str = ""
-    """Its last words, or what the cluster says about it."""
-    unschedulable: str = ""
-    disruption: str = ""
-    """Reason of the DisruptionTarget condition."""
-    lost: bool = False
-    """True once the cluster has said that its node is."""
-
-    @property
-    def alive(self) -> bool:
-        """True until it has ended."""
-        return self.phase not in ("Succeeded", "Failed")
-
-    def given_up(self, patience_seconds: float) -> datetime | None:
-        """When it counts as gone although it has not ended: its node does not answer. None: never."""
-        return self.deleted + timedelta(seconds=patience_seconds) if self.deleted else None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One PyTorchJob, which is one attempt of one stage."""
-
-    name: str
-    uid: str
-    stage: StageName
-    attempt: int
-    owner_uid: str
-    suspended: bool = False
-    outcome: Literal["Succeeded", "Failed"] | None = None
-    message: str = ""
-
-
-@dataclass(frozen=True)
 class Cause:
     """Why an attempt failed."""
 
@@ -106,63 +57,6 @@ class Seen:
     cause: Cause | None = None
     alive: int = field(default=0)
     """Pods that may still write somewhere."""
-
-
-def parse_pod(body: Mapping[str, Any]) -> Pod:
-    """A pod as the API server gives it."""
-    metadata, status = body["metadata"], body.get("status") or {}
-    conditions = {found["type"]: found for found in status.get("conditions") or ()}
-    scheduled = conditions.get("PodScheduled", {})
-    exit_code, reason, message = _container(status)
-    return Pod(
-        name=metadata["name"],
-        job=metadata["labels"].get(JOB_LABEL, ""),
-        created=_time(metadata["creationTimestamp"]),
-        phase=status.get("phase", "Pending"),
-        deleted=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
-        node=body.get("spec", {}).get("nodeName"),
-        exit_code=exit_code,
-        reason=reason or status.get("reason", ""),
-        message=message or status.get("message", ""),
-        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
-        disruption=conditions.get("DisruptionTarget", {}).get("reason", ""),
-        lost=status.get("reason") == "NodeLost",
-    )
-
-
-def _container(status: Mapping[str, Any]) -> tuple[int | None, str, str]:
-    """Exit code, reason and message of the container of ours, else of what keeps it from starting."""
-    ours = [c for c in status.get("containerStatuses") or () if c["name"] == CONTAINER]
-    for found in [*ours, *(status.get("initContainerStatuses") or ())]:
-        state = found.get("state") or {}
-        if (ended := state.get("terminated")) and (found["name"] == CONTAINER or ended["exitCode"]):
-            return ended["exitCode"], ended.get("reason", ""), ended.get("message", "")
-        waiting = state.get("waiting") or {}
-        if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
-            return None, waiting["reason"], waiting.get("message", "")
-    return None, "", ""
-
-
-def parse_job(body: Mapping[str, Any]) -> Job:
-    """A PyTorchJob as the API server gives it."""
-    metadata, status = body["metadata"], body.get("status") or {}
-    true = {found["type"]: found for found in status.get("conditions") or () if found["status"] == "True"}
-    outcome = "Succeeded" if "Succeeded" in true else "Failed" if "Failed" in true else None
-    owners = [owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")]
-    return Job(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        stage=StageName(metadata["labels"][STAGE_LABEL]),
-        attempt=int(metadata["labels"][ATTEMPT_LABEL]),
-        owner_uid=owners[0]["uid"] if owners else "",
-        suspended=bool(body["spec"].get("runPolicy", {}).get("suspend")),
-        outcome=outcome,  # type: ignore[arg-type]
-        message=true[outcome].get("message", "") if outcome else "",
-    )
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 def observe(job: Job, pods: Sequence[Pod], expected: int) -> Seen:
@@ -219,15 +113,18 @@ def _worst(failed: Sequence[Pod]) -> Pod:
 def cause_of(pod: Pod) -> Cause:
     """Why a pod failed, by its own traces: the cluster's reasons before the exit code."""
     said = _last_words(pod)
+    if "exceeds the" in pod.eviction:  # the kubelet's words about a full scratch volume
+        said = f"{pod.name}: {pod.eviction}; give it less to write, or the operator a larger settings.scratchSize"
+        return Cause("UserError", said, pod.exit_code)
     if pod.disruption:
         kind = _BY_DISRUPTION.get(pod.disruption, "Preempted")
         return Cause(kind, f"{pod.name} on {pod.node}: {pod.disruption}", pod.exit_code)
+    if pod.eviction:
+        return Cause("Preempted", f"{pod.name} on {pod.node}: {pod.eviction}", pod.exit_code)
     if pod.lost or pod.reason in ("NodeLost", "ContainerStatusUnknown", "NodeShutdown", "Terminated"):
         return Cause("NodeLost", f"{pod.name}: its node {pod.node} was lost", pod.exit_code)
     if pod.reason == "OOMKilled":
         return Cause("OutOfMemory", f"{pod.name}: killed for memory; give the stage more memory", pod.exit_code)
-    if pod.reason in ("Evicted", "Preempting", "Preempted"):
-        return Cause("Preempted", f"{pod.name}: {pod.reason}: {pod.message}", pod.exit_code)
     if pod.exit_code is None:
         return Cause("Crash", f"{pod.name}: {pod.reason or 'failed'}: {pod.message}")
     kind = _BY_EXIT_CODE.get(pod.exit_code, "Crash")

@@ -57,7 +57,10 @@ def invalid(known: KnownRun, error: ValidationError, now: datetime) -> tuple[EGT
     """The status before and after of a run that this operator cannot read; nothing is started for it."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    before = EGTRunStatus.model_validate(known.body.get("status") or {})
+    try:
+        before = EGTRunStatus.model_validate(known.body.get("status") or {})
+    except ValidationError:  # of a newer operator
+        before = EGTRunStatus()
     refusals = [("Invalid", f"{place}: {first['msg']}")]
     verdict = Verdict("Pending", *refusals[0])
     found = _conditions(before.conditions, verdict, refusals, now=now, generation=known.generation)

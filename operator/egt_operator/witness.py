@@ -6,6 +6,7 @@ from datetime import datetime
 
 from egt_operator.api import EGTRun
 from egt_operator.api_status import StageStatus
+from egt_operator.attempt import FIRST_SECONDS
 from egt_operator.cache import Cache
 from egt_operator.cluster import Cluster
 from egt_operator.cluster_errors import TROUBLE, Refused, told
@@ -13,10 +14,8 @@ from egt_operator.decide import TERMINAL, World
 from egt_operator.known_run import KnownRun
 from egt_operator.progress import last_progress
 from egt_operator.settings import Settings
-from egt_operator.work_queue import WorkQueue
 from egt_pipeline.contract.task import Progress
 
-_FIRST_PROGRESS_SECONDS = 5.0
 log = logging.getLogger("egt_operator")
 
 
@@ -28,14 +27,12 @@ class Witness:
         cluster: Cluster,
         settings: Settings,
         cache: Cache,
-        queue: WorkQueue,
-        *,
         now: Callable[[], datetime],
         clock: Callable[[], float],
     ) -> None:
-        self._cluster, self._settings, self._cache, self._queue = cluster, settings, cache, queue
+        self._cluster, self._settings, self._cache = cluster, settings, cache
         self._now, self._clock = now, clock
-        self._progress_due: dict[str, float] = {}
+        self._read: dict[str, tuple[str, float]] = {}  # whose log was read last, and when
 
     async def world(self, key: str, known: KnownRun, run: EGTRun) -> World:
         """What is seen of the run. Raises what the API server answers."""
@@ -48,33 +45,36 @@ class Witness:
             owner=known.owner,
             jobs=self._cache.jobs(key),
             pods=self._cache.pods(key),
-            progress=await self._progress(key, known.owner.namespace, active),
+            progress=await self._progress(key, known, run, active),
             refusals=await self._refusals(known.owner.namespace, run, active),
         )
 
     async def _hear_last_words(self, key: str, namespace: str, name: str) -> None:
         """A job's end may be heard before that of its pods, which come by another watch, and say how it ended."""
         job = self._cache.jobs(key).get(name)
-        pods = [pod for pod in self._cache.pods(key) if pod.job == name]
-        if job is None or job.outcome is None or (pods and not any(pod.alive for pod in pods)):
+        if job is None or job.outcome is None:
+            return
+        pods = [pod for pod in self._cache.pods(key) if pod.owner_uid == job.uid]
+        if pods and not any(pod.alive for pod in pods):
             return
         for body in await self._cluster.pods(namespace, name):
             self._cache.keep("pod", body)
 
-    async def _progress(self, key: str, namespace: str, active: StageStatus | None) -> Progress | None:
-        """The progress of a running stage, read from its log when it is time to."""
+    async def _progress(self, key: str, known: KnownRun, run: EGTRun, active: StageStatus | None) -> Progress | None:
+        """The progress of a running stage, read from its log when it is time to, and before it is called hung."""
         if active is None or active.running_since is None or active.job is None:
-            self._progress_due.pop(key, None)
+            self._read.pop(key, None)
             return None
-        now, period = self._clock(), self._settings.progress_seconds
-        due = self._progress_due.setdefault(key, now + min(period, _FIRST_PROGRESS_SECONDS))
-        if now < due:
-            self._queue.add(key, due - now)
-            return None
-        self._progress_due[key] = now + period
-        self._queue.add(key, period)
+        job, last = self._read.get(key, ("", 0.0))
+        silent = (self._now() - (active.progressed or active.running_since)).total_seconds()
+        if silent < run.spec.hang_deadline_seconds:
+            if job == active.job and self._clock() - last < self._settings.progress_seconds:
+                return None
+            if job != active.job and (self._now() - active.running_since).total_seconds() < FIRST_SECONDS:
+                return None
+        self._read[key] = active.job, self._clock()
         try:
-            return last_progress(await self._cluster.log_end(namespace, f"{active.job}-master-0"))
+            return last_progress(await self._cluster.log_end(known.owner.namespace, f"{active.job}-master-0"))
         except (*TROUBLE, Refused) as error:  # a node that does not answer must not keep the run from being looked at
             log.info("%s: no log of %s: %s", key, active.job, told(error), extra={"run": key})
             return None

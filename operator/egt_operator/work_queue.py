@@ -59,10 +59,6 @@ class WorkQueue:
         if self._held.pop(key):
             self.add(key)
 
-    def forget(self, key: str) -> None:
-        """No delayed look at ``key`` is needed any more."""
-        self._due.pop(key, None)
-
     def _move_due(self) -> float | None:
         """Moves what is due to the waiting keys; seconds until the next is."""
         while self._later:

@@ -65,3 +65,12 @@ def test_a_run_of_the_same_name_made_anew_is_the_one_that_counts() -> None:
     found = cache.run("team/digits")
     assert found is not None
     assert found.owner.uid == "new"
+
+
+def test_what_went_while_a_list_was_under_way_is_not_brought_back_by_it() -> None:
+    cache = Cache()
+    cache.keep("pod", pod(5))
+    cache.keep("pod", pod(8), gone=True)
+    assert cache.compare("pod", [pod(5)], version=6) == []
+    assert cache.keep("pod", pod(7)) is None
+    assert cache.pods("team/digits") == []

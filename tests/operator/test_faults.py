@@ -13,8 +13,8 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from build_egtrun import SETTINGS, egtrun, operator_of, status_of
 from egt_operator.cache import Kind
+from egt_operator.children import JOB_LABEL
 from egt_operator.controller import Controller
-from egt_operator.observe import JOB_LABEL
 from fake_cluster import Crash, Ending, FakeCluster
 
 STAGES = ["prepare", "distill", "sft", "probe", "curate", "rl", "evaluate"]

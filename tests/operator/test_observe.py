@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from egt_operator.observe import Pod, Seen, observe, parse_job, parse_pod
+from egt_operator.children import Pod, parse_job, parse_pod
+from egt_operator.observe import Seen, cause_of, observe
 
 SEEN = Path(__file__).parent / "seen"
 
@@ -76,3 +77,15 @@ def test_what_keeps_a_pod_from_starting_is_said(reason: str) -> None:
 
 def test_a_pod_that_is_being_made_is_starting() -> None:
     assert waiting("ContainerCreating").reason == "Starting"
+
+
+def test_a_full_scratch_volume_is_an_error_of_the_user_whatever_its_process_said() -> None:
+    said = 'Usage of EmptyDir volume "scratch" exceeds the limit "100Gi".'
+    body = {
+        "metadata": {"name": "p", "creationTimestamp": "2026-11-21T12:00:00Z"},
+        "status": {"phase": "Failed", "reason": "Evicted", "message": said, "containerStatuses": [
+            {"name": "pytorch", "state": {"terminated": {"exitCode": 137, "reason": "Error", "message": "step 71"}}}]},
+    }  # fmt: skip
+    cause = cause_of(parse_pod(body))
+    assert cause.kind == "UserError"
+    assert said in cause.message

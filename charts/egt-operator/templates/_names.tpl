@@ -38,7 +38,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - {name: EGT_NAMESPACES, value: {{ .Values.watch.namespaces | toJson | quote }}}
 {{- range $name, $value := .Values.settings }}
 - name: EGT_{{ $name | snakecase | upper }}
-  value: {{ kindIs "slice" $value | ternary (toJson $value) (toString $value) | quote }}
+  value: {{ kindIs "string" $value | ternary $value (toJson $value) | quote }}
 {{- end }}
 {{- range $name, $value := .Values.environment }}
 - {name: {{ $name }}, value: {{ $value | quote }}}

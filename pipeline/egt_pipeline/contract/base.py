@@ -51,8 +51,8 @@ class Endpoint(Recipe):
     """Name of the model as the service knows it."""
     base_url: Annotated[str, Placement, Field(pattern=r"^https?://[^@?#\s]+$")] = "https://api.openai.com/v1"
     """Address of the service, up to and without /chat/completions."""
-    api_key_env: Annotated[str, Placement] = "OPENAI_API_KEY"
-    """Environment variable that holds the key; never the key itself."""
+    api_key_env: Annotated[str, Placement, Field(pattern=r"^[A-Z][A-Z0-9_]*(KEY|TOKEN)$")] = "OPENAI_API_KEY"
+    """Environment variable that holds the key, never the key itself; its name ends in KEY or TOKEN."""
     api_key_secret: Annotated[str | None, Placement, Field(max_length=253)] = None
     """In a cluster: the Secret of the run's namespace that holds it, under the variable's name."""
     timeout_seconds: Annotated[float, Placement, Field(gt=0)] = 60.0

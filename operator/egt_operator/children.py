@@ -1,0 +1,132 @@
+"""Jobs and pods of runs, each as far as anything decides by it. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from egt_operator.api import KIND
+from egt_operator.render import CONTAINER
+
+JOB_LABEL = "training.kubeflow.org/job-name"  # training-operator's own
+_EVICTED = ("Evicted", "Preempting", "Preempted")
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One pod of an attempt."""
+
+    name: str
+    job: str
+    created: datetime
+    phase: str
+    owner_uid: str = ""
+    """UID of its job: one of an earlier run may have had the same name."""
+    deleted: datetime | None = None
+    """By when it is to be gone."""
+    node: str | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    """Why its container waits or ended."""
+    message: str = ""
+    """Its last words, or why its container waits."""
+    finished: datetime | None = None
+    """When its container ended."""
+    eviction: str = ""
+    """What the cluster says when it has taken the pod's place away, reason first."""
+    scheduled: datetime | None = None
+    """When it got its node."""
+    unschedulable: str = ""
+    disruption: str = ""
+    """Reason of the DisruptionTarget condition."""
+    lost: bool = False
+    """True once the cluster has said that its node is."""
+
+    @property
+    def alive(self) -> bool:
+        """True until it has ended."""
+        return self.phase not in ("Succeeded", "Failed")
+
+    def given_up(self, patience_seconds: float) -> datetime | None:
+        """When it counts as gone although it has not ended: its node does not answer. None: never."""
+        return self.deleted + timedelta(seconds=patience_seconds) if self.deleted else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One PyTorchJob, which is one attempt of one stage."""
+
+    name: str
+    uid: str
+    owner_uid: str
+    owner_name: str = ""
+    """The EGTRun it belongs to; empty if it is another kind of object's, or nobody's."""
+    suspended: bool = False
+    outcome: Literal["Succeeded", "Failed"] | None = None
+    message: str = ""
+
+
+def parse_pod(body: Mapping[str, Any]) -> Pod:
+    """A pod as the API server gives it."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    conditions = {found["type"]: found for found in status.get("conditions") or ()}
+    scheduled = conditions.get("PodScheduled", {})
+    exit_code, reason, message, finished = _container(status)
+    evicted = status.get("reason") in _EVICTED
+    return Pod(
+        name=metadata["name"],
+        job=(metadata.get("labels") or {}).get(JOB_LABEL, ""),
+        created=_time(metadata["creationTimestamp"]),
+        phase=status.get("phase", "Pending"),
+        deleted=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
+        node=body.get("spec", {}).get("nodeName"),
+        exit_code=exit_code,
+        owner_uid=_controller(metadata).get("uid", ""),
+        reason=reason or status.get("reason", ""),
+        message=message or status.get("message", ""),
+        finished=_time(finished) if finished else None,
+        eviction=f"{status['reason']}: {status.get('message', '')}" if evicted else "",
+        scheduled=_time(scheduled["lastTransitionTime"]) if scheduled.get("status") == "True" else None,
+        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+        disruption=conditions.get("DisruptionTarget", {}).get("reason", ""),
+        lost=status.get("reason") == "NodeLost",
+    )
+
+
+def _container(status: Mapping[str, Any]) -> tuple[int | None, str, str, str | None]:
+    """Exit code, reason, message and end of the container of ours, else of what keeps it from starting."""
+    ours = [c for c in status.get("containerStatuses") or () if c["name"] == CONTAINER]
+    for found in [*ours, *(status.get("initContainerStatuses") or ())]:
+        state = found.get("state") or {}
+        if (ended := state.get("terminated")) and (found["name"] == CONTAINER or ended["exitCode"]):
+            return ended["exitCode"], ended.get("reason", ""), ended.get("message", ""), ended.get("finishedAt")
+        waiting = state.get("waiting") or {}
+        if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            return None, waiting["reason"], waiting.get("message", ""), None
+    return None, "", "", None
+
+
+def parse_job(body: Mapping[str, Any]) -> Job:
+    """A PyTorchJob as the API server gives it."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    true = {found["type"]: found for found in status.get("conditions") or () if found["status"] == "True"}
+    outcome = "Succeeded" if "Succeeded" in true else "Failed" if "Failed" in true else None
+    owner = _controller(metadata)
+    return Job(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        owner_uid=owner.get("uid", ""),
+        owner_name=owner["name"] if owner.get("kind") == KIND else "",
+        suspended=bool(body["spec"].get("runPolicy", {}).get("suspend")),
+        outcome=outcome,  # type: ignore[arg-type]
+        message=true[outcome].get("message", "") if outcome else "",
+    )
+
+
+def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The owner reference of the object that controls this one; empty if none does."""
+    return next((owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")), {})
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
