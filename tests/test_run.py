@@ -84,9 +84,11 @@ def test_verify_finds_nothing_wrong_and_then_one_flipped_bit(
     data[len(data) // 2] ^= 1
     target.chmod(0o644)
     target.write_bytes(data)
-    found = place.egt("verify", str(place.manifest), "--store", str(copy), check=False)
+    found = place.egt("verify", str(place.manifest), "--store", str(copy), "--withdraw", check=False)
     assert found.returncode == 1
     assert "entropies.parquet" in found.stdout
+    again = place.egt("verify", str(place.manifest), "--store", str(copy), "--withdraw", check=False)
+    assert "withdrawn" not in again.stderr, "what was made of a damaged input is as good as before"
 
 
 def test_the_report_is_one_file_that_asks_nobody_else(small_run: tuple[Place, dict[str, Any]]) -> None:
@@ -96,6 +98,20 @@ def test_the_report_is_one_file_that_asks_nobody_else(small_run: tuple[Place, di
     assert "entropies not informative yet" in page, "120 steps of SFT calibrate nothing, and the page has to say so"
     for outside in ('src="http', 'href="http', "@import", "<script src"):
         assert outside not in page
+
+
+def test_a_source_that_does_not_exist_is_said_by_plan(small_run: tuple[Place, dict[str, Any]]) -> None:
+    place, _ = small_run
+    edited = place.edited("no-source", data={"sft": {"source": "data/sftt.jsonl"}})
+    assert "spec.data.sft.source" in place.egt("plan", str(edited), check=False).stderr
+
+
+def test_truth_that_is_none_is_an_error_in_one_line(small_run: tuple[Place, dict[str, Any]]) -> None:
+    place, _ = small_run
+    for truth in ("nosuch.parquet", "data/sft.jsonl"):
+        failed = place.egt("report", str(place.manifest), "--truth", truth, check=False)
+        assert failed.returncode == 64
+        assert truth in failed.stderr
 
 
 def test_a_missing_teacher_is_an_error_that_can_be_retried(small_run: tuple[Place, dict[str, Any]]) -> None:

@@ -58,6 +58,8 @@ class StoreSpec(Recipe):
     @model_validator(mode="after")
     def _uri_is_understood(self) -> Self:
         scheme, found, rest = self.uri.partition("://")
+        if not found and self.uri.startswith(("s3:", "file:", "gs:", "http:", "https:")):
+            raise ValueError(f"uri: {self.uri!r} has no //, as in s3://bucket/prefix or file:///path")
         if found and (scheme not in ("s3", "file") or not rest.strip("/")):
             raise ValueError(f"uri: {self.uri!r} is neither s3://bucket/prefix nor file:///path nor a path")
         if scheme == "file" and found and not rest.startswith("/"):

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from egt_operator.api import EGTRun
+from egt_operator.api_parts import StoreSpec
 from egt_operator.local import LocalRun, StageOutcome, outcome, run_local, state_folder
 from egt_operator.local_view import LocalView
 from egt_operator.manifest_file import load_run
@@ -20,6 +22,7 @@ from egt_operator.schema import generated_files
 from egt_pipeline.cli import data_app, model_app
 from egt_pipeline.contract.chain import Link
 from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError
+from egt_pipeline.contract.fingerprint import missing_sources
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import StoreRef
 
@@ -68,7 +71,8 @@ def local_run(file: ManifestFile, store: StoreOption = None, output: OutputOptio
     if error is not None:
         raise error
     if not wants_json:
-        console.print(f"[green]complete[/]: `egt report {file}` shows what happened and why", highlight=False)
+        hint = f"egt report {file}{f' --store {store}' if store else ''}"
+        console.print(f"[green]complete[/]: `{hint}` shows what happened and why", highlight=False)
 
 
 @typer_app.command("plan")
@@ -85,6 +89,9 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
         for line in lines:
             table.add_row(line.name, line.action, line.digest or "", line.reason)
         Console().print(table)
+    if any(line.name == "prepare" and line.action == "run" for line in lines):
+        for missing in missing_sources(links[StageName.PREPARE].recipe):  # type: ignore[arg-type]
+            print(f"prepare will fail: {missing}", file=sys.stderr)
     if any(line.action == "run" for line in lines):
         raise typer.Exit(_CHANGES_EXIT)
 
@@ -98,7 +105,7 @@ def verify(
         bool, typer.Option("--withdraw", help="Take what does not fit out of the store; the next run makes it anew.")
     ] = False,
 ) -> None:
-    """Recompute every checksum and digest of a run. Exit code 1 when something does not fit."""
+    """Recompute every checksum and digest of a run. Exit code 1 when something does not fit or is not published."""
     from egt_pipeline.store import open_store
     from egt_pipeline.verify import verify_chain
 
@@ -111,20 +118,21 @@ def verify(
     else:
         table = Table("stage", "digest", "files", "MiB", "verdict")
         for result in results:
-            verdict = "[red]does not fit[/]" if result.problems else "[green]fits[/]"
+            verdict = "[green]fits[/]" if not result.missing else "[yellow]fits, but an input is gone[/]"
+            verdict = "[red]does not fit[/]" if result.problems else verdict
             verdict = verdict if result.published else "[yellow]not published[/]"
             size = f"{result.size_bytes / 2**20:.1f}"
             table.add_row(result.stage, result.digest or "", str(result.files), size, verdict)
         Console().print(table)
         for result in results:
             # Outside of the table: a path that is wrapped cannot be copied.
-            for problem in result.problems if result.published else ():
+            for problem in (*result.problems, *result.missing) if result.published else ():
                 print(f"{result.stage}: {problem}")
     for result in results:
         if withdraw and result.digest and result.published and result.problems:
             opened.withdraw(result.stage, result.digest)
             print(f"{result.stage}: withdrawn", file=sys.stderr)
-    if any(result.problems for result in results):
+    if any(result.problems or result.missing for result in results):
         raise typer.Exit(_PROBLEMS_EXIT)
 
 
@@ -145,6 +153,8 @@ def report(
     _, found = local.chain()
     if not found:
         raise TaskError(f"{file}: nothing of this run is published yet; start it with `egt local run {file}`")
+    if truth is not None and not truth.is_file():
+        raise TaskError(f"--truth: {truth} does not exist, or is no file")
     opened = open_store(local.store)
     manifests = {task.stage: manifest for task, manifest in found.items()}
     folders = {stage: opened.fetch(manifest, local.state / "cache") for stage, manifest in manifests.items()}
@@ -203,7 +213,10 @@ def _links(local: LocalRun) -> dict[StageName, Link]:
 def store_ref(run: EGTRun, override: str | None) -> StoreRef:
     """The store of a run as stages see it; a plain path becomes an absolute file:// URI."""
     spec = run.spec.store
-    uri = override or spec.uri
+    try:
+        uri = StoreSpec(uri=override).uri if override else spec.uri
+    except ValidationError as error:
+        raise TaskError(f"--store: {str(error.errors()[0]['ctx']['error']).removeprefix('uri: ')}") from None
     if "://" not in uri:
         uri = f"file://{Path(uri).resolve()}"
     return StoreRef(uri=uri, endpoint=spec.endpoint, region=spec.region, ca_file=spec.ca_file)

@@ -39,6 +39,9 @@ class View(Protocol):
     def progressed(self, stage: StageName, progress: Progress | None) -> None:
         """Called at every poll with the last known progress."""
 
+    def stopping(self, stage: StageName) -> None:
+        """The stage was asked to stop, and has some time for a checkpoint."""
+
     def ended(self, stage: StageName, phase: Phase, manifest: Manifest | None) -> None:
         """A stage ended, or was found published."""
 
@@ -149,6 +152,7 @@ def _attempt(local: LocalRun, link: Link, view: View, lock: int) -> int:
     try:
         watch(workers, folder, partial(view.progressed, link.stage))
     except KeyboardInterrupt:
+        view.stopping(link.stage)
         stop(workers)
         view.ended(link.stage, Phase.WAITING, None)
         raise StoppedError(f"stopped during {link.stage}; the same command goes on from there") from None

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from egt_operator.local_stage import GRACE_SECONDS
 from egt_operator.plan import Phase
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Manifest, Metric, Progress
@@ -71,6 +72,11 @@ class LocalView:
             row.progress = progress
             if progress.metric_name and progress.metric_value is not None:
                 row.figure = f"{progress.metric_name} {progress.metric_value:.4g}"
+
+    def stopping(self, stage: StageName) -> None:
+        """The stage was asked to stop, and has some time for a checkpoint."""
+        self._console.print(f"{self._run} {stage}: stopping; a checkpoint may take up to {GRACE_SECONDS:.0f} s",
+                            highlight=False, soft_wrap=True)  # fmt: skip
 
     def ended(self, stage: StageName, phase: Phase, manifest: Manifest | None) -> None:
         """A stage ended, or was found published."""

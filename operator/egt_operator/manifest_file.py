@@ -99,7 +99,7 @@ def _line(node: Node, location: Location) -> int:
             if pair is None:
                 break
             line, node = pair[0].start_mark.line, pair[1]
-        elif isinstance(node, SequenceNode) and isinstance(step, int):
+        elif isinstance(node, SequenceNode) and isinstance(step, int) and step < len(node.value):
             node = node.value[step]
             line = node.start_mark.line
     return line + 1

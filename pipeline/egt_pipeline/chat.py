@@ -64,7 +64,7 @@ class Chat:
         try:
             await self._client.with_options(max_retries=1).models.list()
         except openai.APIConnectionError as error:
-            raise UnavailableError(f"{self._endpoint.base_url}: {error} Is the service running?") from None
+            raise UnavailableError(f"baseUrl: {self._endpoint.base_url}: {error} Is the service running?") from None
         except (openai.APIError, ValueError):
             return  # it listens; not every service lists its models
 

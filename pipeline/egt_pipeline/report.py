@@ -56,6 +56,7 @@ def build_report(
         run=run,
         stages=[manifests[stage.name] for stage in STAGES if stage.name in manifests],
         absent=[str(stage.name) for stage in STAGES if stage.name not in manifests],
+        unread=[str(name) for name in (StageName.PREPARE, StageName.PROBE, StageName.CURATE) if name not in manifests],
         source=run.source,
         **_training(run),
         **_selection(run),

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Manifest
 from egt_pipeline.preferences import PREFERENCES_FILE
@@ -75,7 +76,10 @@ class Run:
         """What is known about each sample of the RL data, by its id; empty without truth."""
         if self.truth_path is None:
             return {}
-        table = pq.read_table(self.truth_path)
+        try:
+            table = pq.read_table(self.truth_path)
+        except pa.ArrowInvalid as error:
+            raise TaskError(f"{self.truth_path}: is no Parquet table: {error}") from None
         if "split" in table.column_names:
             table = table.filter(pc.equal(table["split"], "rl"))
         return {str(row["sample_id"]): row for row in table.to_pylist()}

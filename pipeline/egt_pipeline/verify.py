@@ -20,6 +20,8 @@ class Verified:
     size_bytes: int
     problems: tuple[str, ...]
     published: bool = True
+    missing: tuple[str, ...] = ()
+    """Inputs that are no longer published: what was made of them is as good as before."""
 
 
 def verify_chain(links: Mapping[StageName, Link], store: Store) -> Iterator[Verified]:
@@ -38,7 +40,8 @@ def verify_chain(links: Mapping[StageName, Link], store: Store) -> Iterator[Veri
             continue
         problems = (*_identity_problems(manifest, link, store), *store.verify(manifest))
         size = sum(entry.size_bytes for entry in manifest.files)
-        yield Verified(link.stage, link.digest, len(manifest.files), size, problems)
+        missing = tuple(_missing(manifest, store))
+        yield Verified(link.stage, link.digest, len(manifest.files), size, problems, missing=missing)
 
 
 def _identity_problems(manifest: Manifest, link: Link, store: Store) -> Iterator[str]:
@@ -56,12 +59,16 @@ def _identity_problems(manifest: Manifest, link: Link, store: Store) -> Iterator
         yield from _input_problems(name, ref, store)
 
 
+def _missing(manifest: Manifest, store: Store) -> Iterator[str]:
+    for name, ref in manifest.inputs.items():
+        # The same content may have been prepared again under another digest; then the identity still decides.
+        if ref.output is None and store.manifest(ref.stage, ref.digest) is None:
+            yield f"input {name}: {ref.stage}/{ref.digest} is not published"
+
+
 def _input_problems(name: str, ref: InputRef, store: Store) -> Iterator[str]:
     source = store.manifest(ref.stage, ref.digest)
     if source is None:
-        # The same content may have been prepared again under another digest; then the identity still decides.
-        if ref.output is None:
-            yield f"input {name}: {ref.stage}/{ref.digest} is not published"
         return
     identity = source.digest if ref.output is None else source.content.get(ref.output)
     if identity != ref.identity:

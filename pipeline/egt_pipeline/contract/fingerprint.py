@@ -26,6 +26,17 @@ def fingerprint(recipe: PrepareRecipe) -> str:
     return content_digest([*models, *marks])
 
 
+def missing_sources(recipe: PrepareRecipe) -> Iterator[str]:
+    """What prepare would report as missing: the field, and the place on this machine where nothing is."""
+    data = recipe.data
+    named = {"model.source": recipe.model.source, "data.sft.source": data.sft.source, "data.rl.source": data.rl.source}
+    named |= {f"data.evaluate[{number}].source": one.source for number, one in enumerate(data.evaluate)}
+    for field, place in named.items():
+        for path in _local(place):
+            if not Path(path).exists():
+                yield f"spec.{field}: {path} does not exist (relative paths start at {Path.cwd()})"
+
+
 def _local(*places: str) -> list[str]:
     return [place.removeprefix("file://") for place in places if "://" not in place or place.startswith("file://")]
 
