@@ -101,6 +101,14 @@ class ClusterRun:
         found: dict[str, Any] = json.loads(self.cluster.kubectl("get", "egt", name, "-o", "json")).get("status", {})
         return found
 
+    def stage(self, run: str, name: str) -> dict[str, Any]:
+        """The status of one stage; empty before the run has any."""
+        return next((stage for stage in self.status(run).get("stages", ()) if stage["name"] == name), {})
+
+    def suspend(self, name: str, value: bool) -> None:
+        patch = json.dumps({"spec": {"suspend": value}})
+        self.cluster.kubectl("patch", "egt", name, "--type=merge", "-p", patch)
+
     def manifests(self, store: str = "runs") -> dict[str, dict[str, Any]]:
         """The manifest of each published artifact by its stage."""
         files = (self.bucket / store / "artifacts").glob("*/*/manifest.json")

@@ -11,6 +11,7 @@ import pytest
 
 from cluster import running_cluster
 from cluster_run import BUCKET, TEACHER_PORT, ClusterRun, example_manifest
+from control_plane import wait_for
 from node_agent import NodeShape
 from process_pods import ProcessPods, why_not
 from small_run import STAGES
@@ -38,8 +39,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterRun]:
         place.bring_sources()
         place.install()
         place.apply(example_manifest())
+        suspend_during_sft(place)
         place.wait_complete(NAME, 3000)
         yield place
+
+
+def suspend_during_sft(place: ClusterRun) -> None:
+    """The run is suspended somewhere between two checkpoints of sft, and goes on."""
+
+    def steps() -> float:
+        progress = place.stage(NAME, "sft").get("progress") or {}
+        return float(progress.get("done", 0))
+
+    wait_for("sft has done some steps", lambda: steps() > 50, 1200)
+    place.suspend(NAME, True)
+    wait_for("the run is suspended", lambda: place.status(NAME)["phase"] == "Suspended", 300)
+    place.suspend(NAME, False)
+
+
+def test_a_stage_that_was_suspended_goes_on_as_its_next_attempt(place: ClusterRun) -> None:
+    """That no step is missing, and none done twice, is what its losses say, which are compared below."""
+    stages = place.status(NAME)["stages"]
+    assert {stage["name"]: stage["attempt"] for stage in stages} == {name: 1 + (name == "sft") for name in STAGES}
+    assert place.stage(NAME, "sft")["retries"] == {}
 
 
 def test_every_artifact_names_the_pod_that_made_it(place: ClusterRun) -> None:
@@ -78,8 +100,10 @@ def test_another_curation_reuses_sft_and_probe(place: ClusterRun) -> None:
     other["metadata"]["name"] = "other"
     other["spec"]["curate"]["keep"] = {"share": 0.2}
     place.apply(other)
-    stages = place.wait_complete("other", 3000)["stages"]
-    assert [stage["name"] for stage in stages if stage["attempt"] == 0] == ["distill", "sft", "probe"]
+    wait_for("rl runs", lambda: place.stage("other", "rl").get("phase") == "Running", 300)
+    attempts = {stage["name"]: stage["attempt"] for stage in place.status("other")["stages"]}
+    assert [name for name in STAGES[:6] if attempts[name] == 0] == ["distill", "sft", "probe"]
+    place.cluster.kubectl("delete", "egt", "other", "--timeout=60s")
 
 
 def test_a_report_is_made_of_the_run_on_the_cluster(place: ClusterRun, tmp_path: Path) -> None:

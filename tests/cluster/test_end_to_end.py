@@ -58,10 +58,7 @@ def test_a_second_run_with_another_curation_reuses_sft_and_probe(
     other["spec"]["curate"] = {"keep": {"share": 0.2}}
     place.apply(other)
 
-    def stages() -> dict[str, dict[str, Any]]:
-        return {stage["name"]: stage for stage in place.status("other").get("stages", ())}
-
-    wait_for("curate is done", lambda: stages().get("curate", {}).get("phase") == "Succeeded", 120)
-    attempts = {name: stage["attempt"] for name, stage in stages().items()}
+    wait_for("curate is done", lambda: place.stage("other", "curate").get("phase") == "Succeeded", 120)
+    attempts = {stage["name"]: stage["attempt"] for stage in place.status("other")["stages"]}
     assert [attempts[name] for name in ("prepare", "distill", "sft", "probe", "curate")] == [1, 0, 0, 0, 1]
     place.cluster.kubectl("delete", "egt", "other", "--timeout=60s")
