@@ -5,9 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from egt_operator.api import EGTRun
+from egt_operator.api_status import EGTRunStatus, StageStatus
 from egt_operator.controller import Controller
+from egt_operator.plan import Phase
 from egt_operator.settings import Settings
 from egt_operator.telemetry import Telemetry
+from egt_pipeline.contract.graph import STAGES, StageName
 from fake_cluster import Crash, FakeCluster
 
 SETTINGS = Settings(image="registry.example/egt@sha256:0", backoff_seconds=10, progress_seconds=1)
@@ -31,6 +34,23 @@ def egtrun(**spec: Any) -> dict[str, Any]:
     named = {"apiVersion": "egt.dev/v1alpha1", "kind": "EGTRun", "metadata": {"name": "digits", "namespace": "team"}}
     filled = EGTRun.model_validate({**named, "spec": base}).model_dump(mode="json", by_alias=True, exclude_none=True)
     return {**named, "spec": filled["spec"]}
+
+
+def prepared_status() -> EGTRunStatus:
+    """Of a run whose prepare has succeeded."""
+    content = dict.fromkeys(("model", "sft", "rl", "rl-unlabelled", "evaluate"), "c")
+    stages = tuple(
+        StageStatus(
+            name=s.name, phase=Phase.SUCCEEDED if s.name == "prepare" else Phase.WAITING, digest="d", content=content
+        )
+        for s in STAGES
+    )
+    return EGTRunStatus(stages=stages)
+
+
+def stage_at_work(stage: StageName) -> StageStatus:
+    """Its second attempt runs."""
+    return StageStatus(name=stage, phase=Phase.RUNNING, attempt=2, digest="d", job=f"digits-{stage}-a2")
 
 
 def operator_of(cluster: FakeCluster) -> Controller:

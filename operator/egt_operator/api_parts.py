@@ -82,6 +82,24 @@ class Toleration(Recipe):
     """How long NoExecute is put up with; null: for ever."""
 
 
+class NodeRequirement(Recipe):
+    """What a label of a node must be; the fields are those of Kubernetes' node affinity."""
+
+    key: str = Field(min_length=1, max_length=317)
+    """Key of the label, as in nvidia.com/gpu.product."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = "In"
+    """In and NotIn compare with values, the others look at the key alone."""
+    values: tuple[LabelValue, ...] = Field(default=(), max_length=32)
+    """Values to compare with."""
+
+    @model_validator(mode="after")
+    def _values_fit_the_operator(self) -> Self:
+        if bool(self.values) != (self.operator in ("In", "NotIn")):
+            wanted = "at least one value" if self.operator in ("In", "NotIn") else "no values"
+            raise ValueError(f"values: {list(self.values)} is not accepted; operator {self.operator} takes {wanted}")
+        return self
+
+
 class Scheduling(Recipe):
     """Queue, priority and nodes of the run's pods."""
 
@@ -91,6 +109,8 @@ class Scheduling(Recipe):
     """PriorityClass of the pods."""
     node_selector: dict[str, LabelValue] = Field(default={}, max_length=32)
     """Labels that a node must have: the node pool."""
+    node_affinity: tuple[NodeRequirement, ...] = Field(default=(), max_length=32)
+    """What else a node must be; every requirement holds. As one of several kinds of GPU."""
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
     """Taints that the pods put up with."""
 

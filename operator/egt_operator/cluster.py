@@ -136,7 +136,7 @@ class Cluster:
             return await self._text(
                 "GET", path, query={"container": "pytorch", "tailLines": "40", "limitBytes": LOG_BYTES}
             )
-        except ApiException as error:
+        except (ApiException, Refused) as error:
             if error.status in (400, 404):  # the container has not started, or the pod is gone
                 return ""
             raise

@@ -127,11 +127,22 @@ def _pod(run: EGTRun, task: TaskFile, settings: Settings, labels: Mapping[str, s
             *(t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in scheduling.tolerations),
             *(_until_lost(key, settings) for key in ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")),
         ],
+        **_affinity(run),
         # In a queue the class is Kueue's own WorkloadPriorityClass, on the job.
         **({"priorityClassName": scheduling.priority_class} if scheduling.priority_class and not in_queue else {}),
     }
     annotations = {**overlay.annotations, TASK_ANNOTATION: task.model_dump_json()}
     return {"metadata": {"labels": {**overlay.labels, **labels}, "annotations": annotations}, "spec": spec}
+
+
+def _affinity(run: EGTRun) -> dict[str, Any]:
+    wanted = run.spec.scheduling.node_affinity
+    if not wanted:
+        return {}
+    terms = [{"matchExpressions": [one.model_dump(mode="json") for one in wanted]}]
+    return {
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+    }
 
 
 def _until_lost(key: str, settings: Settings) -> dict[str, Any]:

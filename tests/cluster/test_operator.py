@@ -27,6 +27,8 @@ def cluster() -> Iterator[Cluster]:
         running.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
         running.plane.wait_established("egtruns.egt.dev")
         running.kubectl("create", "namespace", "team")
+        # Whatever pod of a run this namespace takes fits the strictest of Kubernetes' standards.
+        running.kubectl("label", "namespace", "team", "pod-security.kubernetes.io/enforce=restricted")
         wait_for("the ServiceAccount", lambda: running.kubectl("get", "sa", "default", "-n", "team"))
         running.kubectl("create", "secret", "generic", "store", "-n", "team", "--from-literal=AWS_ACCESS_KEY_ID=a",
                         "--from-literal=AWS_SECRET_ACCESS_KEY=b")  # fmt: skip

@@ -30,7 +30,8 @@ MOUNTED = Path("/tmp/k8s-webhook-server/serving-certs/tls.crt")
 # It renews what ends within 90 days, and would then have to be restarted.
 LIFE = timedelta(days=365)
 # Its own init container needs an image and a DNS server; worker pods wait in torch's rendezvous anyway.
-INIT_CONTAINER = '- {name: init-pytorch, image: none, command: ["true"]}\n'
+RESTRICTED = "{allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}"
+INIT_CONTAINER = f'- {{name: init-pytorch, image: none, command: ["true"], securityContext: {RESTRICTED}}}\n'
 
 
 @contextlib.contextmanager

@@ -53,6 +53,10 @@ def test_a_number_with_an_exponent_is_a_number(file: Path) -> None:
         ("rl: {judge: {kind: endpoint}}", "spec.rl.judge.endpoint: given exactly when kind is 'endpoint'"),
         ("curate: {keep: {}}", "spec.curate.keep: exactly one of share, topK, percentile is needed, got none"),
         ("curate: {keep: {percentile: 5, band: mid}}", "spec.curate.keep.band: percentile keeps the low end only"),
+        (
+            "scheduling: {nodeAffinity: [{key: zone}]}",
+            "spec.scheduling.nodeAffinity[0].values: [] is not accepted; operator In takes at least one value",
+        ),
         ("sft: {adamBetas: [0.9]}", "spec.sft.adamBetas[1]: is missing"),
         ("sft: {batchSize: 30}", "spec.sft.batchSize: 30 is no multiple of microBatchSize 8"),
         ("curate: {baseline: accuracy}", "spec.curate.baseline: accuracy needs probe.generations >= 2"),

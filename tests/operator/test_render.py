@@ -3,14 +3,12 @@
 import json
 from typing import Any
 
-from build_egtrun import SETTINGS, egtrun
+from build_egtrun import SETTINGS, egtrun, prepared_status, stage_at_work
 from egt_operator.api import EGTRun
-from egt_operator.api_status import EGTRunStatus, StageStatus
-from egt_operator.decide import links_of
-from egt_operator.plan import Phase
+from egt_operator.outcome import links_of
 from egt_operator.render import TASK_ANNOTATION, Owner, render
 from egt_operator.task import task_of
-from egt_pipeline.contract.graph import STAGES, StageName
+from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import TaskFile
 
 OWNER = Owner("digits", "team", "uid-1")
@@ -18,16 +16,7 @@ OWNER = Owner("digits", "team", "uid-1")
 
 def job(stage: StageName = StageName.PREPARE, **spec: Any) -> dict[str, Any]:
     run = EGTRun.model_validate(egtrun(**spec))
-    content = dict.fromkeys(("model", "sft", "rl", "rl-unlabelled", "evaluate"), "c")
-    stages = tuple(
-        StageStatus(
-            name=s.name, phase=Phase.SUCCEEDED if s.name == "prepare" else Phase.WAITING, digest="d", content=content
-        )
-        for s in STAGES
-    )
-    status = EGTRunStatus(stages=stages)
-    wanted = StageStatus(name=stage, phase=Phase.RUNNING, attempt=2, digest="d", job=f"digits-{stage}-a2")
-    return render(run, OWNER, task_of(run, wanted, links_of(run, status)), SETTINGS)
+    return render(run, OWNER, task_of(run, stage_at_work(stage), links_of(run, prepared_status())), SETTINGS)
 
 
 def pod(found: dict[str, Any], kind: str = "Master") -> dict[str, Any]:
@@ -74,6 +63,13 @@ def test_a_probe_of_three_workers_is_one_job_of_three_pods_with_a_gpu_each() -> 
     assert found["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 2
     for kind in ("Master", "Worker"):
         assert pod(found, kind)["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+
+
+def test_requirements_of_nodes_become_their_affinity() -> None:
+    gpus = {"key": "nvidia.com/gpu.product", "values": ["H100", "H200"]}
+    affinity = pod(job(scheduling={"nodeAffinity": [gpus]}))["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term == {"matchExpressions": [{**gpus, "operator": "In"}]}
 
 
 def test_stages_without_a_model_ask_for_no_gpu() -> None:

@@ -1,6 +1,6 @@
 """The operator against a bare script that makes the same PyTorchJobs, on one real API server with simulated pods.
 
-    python bench/operator.py [--runs 1000]
+    python bench/reconcile.py [--runs 1000]
 
 Every run is five stages whose pods end at once. The script creates each job when the one before has succeeded, and does
 nothing else: no status, no attempts, no events. Printed: jobs a minute of both, CPU seconds of the operator beside
@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import re
 import statistics
 import sys
 import time
@@ -31,7 +30,7 @@ from cluster import Cluster, running_cluster, simulated
 from egt_operator.render import RUN_LABEL, STAGE_LABEL
 from node_agent import NodeShape
 from node_api import NodeApi
-from operator_process import RunningOperator, operator_process
+from operator_process import RunningOperator, cpu_seconds, operator_process, peak_mib
 from simulated_stages import SimulatedStages
 
 STAGES = ("prepare", "sft", "probe", "curate", "rl")
@@ -39,18 +38,6 @@ JOBS = "/apis/kubeflow.org/v1/namespaces/team/pytorchjobs"
 RUNS = "/apis/egt.dev/v1alpha1/namespaces/team/egtruns"
 PODS = "/api/v1/namespaces/team/pods"
 AT_ONCE = 32  # requests of this program, as kubectl of many users
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
-
-
-def peak_mib(pid: int) -> float:
-    """Its peak resident memory."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
 
 
 def pid_of(program: str) -> int:
