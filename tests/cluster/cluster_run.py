@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from cluster import Cluster
 from control_plane import wait_for
+from egt_pipeline.contract.graph import StageName
+from egt_pipeline.contract.task import StoreRef
+from egt_pipeline.store import open_store
 from s3_server import cache_folder
 from small_run import EGT, spec_of
 
@@ -113,6 +118,13 @@ class ClusterRun:
         """The manifest of each published artifact by its stage."""
         files = (self.bucket / store / "artifacts").glob("*/*/manifest.json")
         return {file.parts[-3]: json.loads(file.read_text()) for file in files}
+
+    def table(self, stage: str, file: str, store: str = "runs") -> pa.Table:
+        """A table of the stage's artifact, read as the next stage reads it."""
+        opened = open_store(StoreRef(uri=f"s3://{BUCKET}/{store}", endpoint=self.cluster.s3.endpoint))
+        manifest = opened.manifest(StageName(stage), self.manifests(store)[stage]["digest"])
+        assert manifest is not None, stage
+        return pq.read_table(opened.fetch(manifest, self.folder / "fetched" / store) / f"{file}.parquet")
 
     def egt(self, *arguments: str) -> str:
         """What the command prints. Raises AssertionError with its words when it fails."""

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from cluster import running_cluster
@@ -86,13 +84,10 @@ def test_deterministic_stages_give_the_numbers_of_a_run_on_this_machine(place: C
     (place.folder / "here.yaml").write_text(json.dumps(run))
     place.egt("local", "run", "here.yaml")
     for stage, (file, columns) in DETERMINISTIC.items():
-        there, here = (table(place, store, stage, file).select(columns) for store in ("runs", "here"))
+        there, here = (
+            place.table(stage, file, store).select(columns).sort_by(columns[0]) for store in ("runs", "here")
+        )
         assert there.equals(here), stage
-
-
-def table(place: ClusterRun, store: str, stage: str, file: str) -> pa.Table:
-    (folder,) = (place.bucket / store / "artifacts" / stage).iterdir()
-    return pq.read_table(folder / f"{file}.parquet").sort_by(DETERMINISTIC[stage][1][0])
 
 
 def test_another_curation_reuses_sft_and_probe(place: ClusterRun) -> None:

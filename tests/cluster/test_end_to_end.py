@@ -50,6 +50,13 @@ def test_verify_recomputes_the_whole_chain(place: ClusterRun, completed: tuple[P
     assert all(verdict["published"] and not verdict["problems"] for verdict in verdicts)
 
 
+def test_rl_saw_the_kept_samples_from_easy_to_hard(place: ClusterRun, completed: tuple[Path, dict[str, Any]]) -> None:
+    kept = [row for row in place.table("curate", "selection").to_pylist() if row["decision"] == "kept"]
+    order = place.table("rl", "order").to_pylist()
+    seen = [row["sample_id"] for row in sorted(order, key=lambda row: (row["epoch"], row["step"], row["position"]))]
+    assert seen == [row["sample_id"] for row in sorted(kept, key=lambda row: row["rank"])]
+
+
 def test_a_second_run_with_another_curation_reuses_sft_and_probe(
     place: ClusterRun, completed: tuple[Path, dict[str, Any]]
 ) -> None:
