@@ -20,8 +20,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "cluster")]
 
@@ -32,6 +30,7 @@ from node_agent import NodeShape
 from node_api import NodeApi
 from operator_process import RunningOperator, cpu_seconds, operator_process, peak_mib
 from simulated_stages import SimulatedStages
+from team_runs import make_team
 
 STAGES = ("prepare", "sft", "probe", "curate", "rl")
 JOBS = "/apis/kubeflow.org/v1/namespaces/team/pytorchjobs"
@@ -105,12 +104,6 @@ async def create_all(api: NodeApi, path: str, bodies: list[dict[str, Any]]) -> N
     await asyncio.gather(*(create(body) for body in bodies))
 
 
-def runs_ended(metrics: str) -> float:
-    """How many runs the operator counts as complete or failed."""
-    samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
-    return sum(one.value for one in samples if one.name == "egt_runs" and one.labels["phase"] in ("Complete", "Failed"))
-
-
 async def with_operator(cluster: Cluster, operator: RunningOperator, count: int) -> tuple[float, Watcher]:
     """Seconds until every run is complete, by the operator's own count; the API server's word is asked at the end."""
     api, watcher = NodeApi(cluster.kubeconfig, cluster.plane.folder), Watcher()
@@ -124,7 +117,7 @@ async def with_operator(cluster: Cluster, operator: RunningOperator, count: int)
     async with watcher.watching(api):
         began = time.monotonic()
         await create_all(api, RUNS, bodies)
-        while runs_ended(operator.metrics()) < count:
+        while sum(operator.figure("egt_runs", phase=phase) for phase in ("Complete", "Failed")) < count:
             await asyncio.sleep(1.0)
         seconds = time.monotonic() - began
     phases = [(run.get("status") or {}).get("phase") for run in (await api.call("GET", RUNS))["items"]]
@@ -188,9 +181,7 @@ def main() -> None:
     given = parser.parse_args()
     count, stages = given.runs, SimulatedStages(given.seconds, spread=0.9)
     with running_cluster(NodeShape(nodes=4, gpus=10_000), simulated(stages)) as cluster:
-        cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
-        cluster.plane.wait_established("egtruns.egt.dev")
-        cluster.kubectl("create", "namespace", "team")
+        make_team(cluster)
         trainer = pid_of("training-operator.v1")
         with operator_process(cluster.plane, progress_seconds="60", resync_seconds="300") as operator:
             pid = operator.process.pid

@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "cluster")]
 
@@ -25,8 +23,9 @@ from control_plane import wait_for
 from fake_cluster import FakeCluster
 from node_agent import NodeShape
 from node_api import NodeApi
-from operator_process import RunningOperator, operator_process, peak_mib
+from operator_process import operator_process, peak_mib
 from simulated_stages import SimulatedStages
+from team_runs import make_team
 
 RUNS = "/apis/egt.dev/v1alpha1/namespaces/team/egtruns"
 JOBS = "/apis/kubeflow.org/v1/namespaces/team/pytorchjobs"
@@ -76,13 +75,6 @@ async def list_seconds(cluster: Cluster) -> float:
     return seconds
 
 
-def sample(operator: RunningOperator, name: str, **labels: str) -> float:
-    """A figure of its metrics, summed over what ``labels`` leave open."""
-    families = text_string_to_metric_families(operator.metrics())
-    samples = [one for family in families for one in family.samples if one.name == name]
-    return sum(one.value for one in samples if labels.items() <= one.labels.items())
-
-
 def main() -> None:
     """Print the figures; exit 1 if the bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -91,18 +83,15 @@ def main() -> None:
     given = parser.parse_args()
     count = given.finished + given.active
     with running_cluster(NodeShape(nodes=4, gpus=10_000), simulated(SimulatedStages(seconds=3600.0))) as cluster:
-        cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
-        cluster.plane.wait_established("egtruns.egt.dev")
-        cluster.kubectl("create", "namespace", "team")
+        make_team(cluster)
         asyncio.run(make_runs(cluster, "active", given.active, None))
         with operator_process(cluster.plane, progress_seconds="600", resync_seconds="3600") as first:
-            running = {"phase": "Running"}
-            wait_for("the runs are active", lambda: sample(first, "egt_runs", **running) == given.active, 600)
+            wait_for("the runs are active", lambda: first.figure("egt_runs", phase="Running") == given.active, 600)
         asyncio.run(make_runs(cluster, "finished", given.finished, finished_status()))
         listed = asyncio.run(list_seconds(cluster))
         began = time.monotonic()
         with operator_process(cluster.plane, progress_seconds="600", resync_seconds="3600") as second:
-            wait_for("every run was looked at", lambda: sample(second, "egt_runs") == count, 600)
+            wait_for("every run was looked at", lambda: second.figure("egt_runs") == count, 600)
             seconds, memory = time.monotonic() - began, peak_mib(second.process.pid)
     print(f"{given.finished} finished and {given.active} active runs: all looked at after {seconds:.1f} s "
           f"(bar {BAR_SECONDS:.0f}), a bare list {listed:.1f} s, ratio {seconds / listed:.1f}")  # fmt: skip

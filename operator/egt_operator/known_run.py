@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from egt_operator.api import EGTRun
 from egt_operator.render import Owner
 
@@ -12,7 +10,7 @@ from egt_operator.render import Owner
 class KnownRun:
     """One version of a run. What the API server adds for others is left out."""
 
-    __slots__ = ("_error", "_run", "being_deleted", "body", "generation", "owner", "version")
+    __slots__ = ("_run", "being_deleted", "body", "generation", "owner", "version")
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         metadata = body["metadata"]
@@ -25,16 +23,9 @@ class KnownRun:
         if body.get("status"):
             self.body["status"] = body["status"]
         self._run: EGTRun | None = None
-        self._error: ValidationError | None = None
 
     def read(self) -> EGTRun:
         """The run. Raises ValidationError when this operator cannot read it."""
-        if self._run is None and self._error is None:
-            try:
-                self._run = EGTRun.model_validate(self.body)
-            except ValidationError as error:
-                self._error = error
         if self._run is None:
-            assert self._error is not None
-            raise self._error
+            self._run = EGTRun.model_validate(self.body)
         return self._run

@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from aiohttp import ClientError
-from kubernetes.aio.client.exceptions import ApiException
-
 from egt_operator.cluster import Cluster
-from egt_operator.cluster_errors import Conflict
+from egt_operator.cluster_errors import TROUBLE, Conflict, told
 
 # As client-go's defaults: a holder that cannot renew for ten seconds gives up before another may begin.
 DURATION_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 15.0, 10.0, 2.0
@@ -73,8 +70,8 @@ class Lease:
             await self.cluster.replace_lease(self._body(lease))
         except Conflict:
             return False  # another was faster
-        except (ApiException, ClientError, OSError, TimeoutError) as error:
-            log.warning("lease %s/%s: %r", self.namespace, self.name, error)
+        except TROUBLE as error:
+            log.warning("lease %s/%s: %s", self.namespace, self.name, told(error))
             return False
         return True
 

@@ -9,6 +9,8 @@ from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.task import InputRef, Manifest
 from egt_pipeline.store import Store
 
+Sources = Mapping[str, Manifest | None]  # of an artifact's inputs; None: no longer published
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -38,13 +40,14 @@ def verify_chain(links: Mapping[StageName, Link], store: Store) -> Iterator[Veri
         if manifest is None:
             yield Verified(link.stage, link.digest, 0, 0, ("not published",), False)
             continue
-        problems = (*_identity_problems(manifest, link, store), *store.verify(manifest))
+        sources = {name: store.manifest(ref.stage, ref.digest) for name, ref in manifest.inputs.items()}
+        problems = (*_identity_problems(manifest, link, sources), *store.verify(manifest))
         size = sum(entry.size_bytes for entry in manifest.files)
-        missing = tuple(_missing(manifest, store))
+        missing = tuple(_missing(manifest, sources))
         yield Verified(link.stage, link.digest, len(manifest.files), size, problems, missing=missing)
 
 
-def _identity_problems(manifest: Manifest, link: Link, store: Store) -> Iterator[str]:
+def _identity_problems(manifest: Manifest, link: Link, sources: Sources) -> Iterator[str]:
     stage = STAGE_TYPES[manifest.stage]
     if manifest.stage is not link.stage or manifest.digest != link.digest:
         yield f"manifest.json says it is {manifest.stage}/{manifest.digest}"
@@ -56,18 +59,17 @@ def _identity_problems(manifest: Manifest, link: Link, store: Store) -> Iterator
     if derived != manifest.digest:
         yield f"its recipe and inputs give digest {derived}"
     for name, ref in manifest.inputs.items():
-        yield from _input_problems(name, ref, store)
+        yield from _input_problems(name, ref, sources[name])
 
 
-def _missing(manifest: Manifest, store: Store) -> Iterator[str]:
+def _missing(manifest: Manifest, sources: Sources) -> Iterator[str]:
     for name, ref in manifest.inputs.items():
         # The same content may have been prepared again under another digest; then the identity still decides.
-        if ref.output is None and store.manifest(ref.stage, ref.digest) is None:
+        if ref.output is None and sources[name] is None:
             yield f"input {name}: {ref.stage}/{ref.digest} is not published"
 
 
-def _input_problems(name: str, ref: InputRef, store: Store) -> Iterator[str]:
-    source = store.manifest(ref.stage, ref.digest)
+def _input_problems(name: str, ref: InputRef, source: Manifest | None) -> Iterator[str]:
     if source is None:
         return
     identity = source.digest if ref.output is None else source.content.get(ref.output)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from control_plane import ControlPlane, process, wait_for
 from s3_server import free_port
 
@@ -34,6 +36,11 @@ class RunningOperator:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
             text: str = answer.read().decode()
             return text
+
+    def figure(self, name: str, **labels: str) -> float:
+        """One of its metrics, summed over what ``labels`` leave open."""
+        samples = [one for family in text_string_to_metric_families(self.metrics()) for one in family.samples]
+        return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
 
     def lines(self) -> list[dict[str, str]]:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]

@@ -74,10 +74,6 @@ def begin(place: ClusterRun, name: str, change: Callable[[dict[str, Any]], objec
     place.apply(run)
 
 
-def stage(place: ClusterRun, name: str, wanted: str) -> dict[str, Any]:
-    return next((s for s in place.status(name).get("stages", ()) if s["name"] == wanted), {})
-
-
 def wait_failed(place: ClusterRun, name: str) -> str:
     """Message of the Failed condition once the run has failed."""
     wait_for(f"{name} has failed", lambda: place.status(name).get("phase") == "Failed", SECONDS)
@@ -85,11 +81,11 @@ def wait_failed(place: ClusterRun, name: str) -> str:
 
 
 def wait_running(place: ClusterRun, name: str, wanted: str) -> None:
-    wait_for(f"{wanted} runs", lambda: stage(place, name, wanted).get("runningSince"), SECONDS)
+    wait_for(f"{wanted} runs", lambda: place.stage(name, wanted).get("runningSince"), SECONDS)
 
 
 def wait_retried(place: ClusterRun, name: str, wanted: str, kind: str) -> None:
-    wait_for(f"{wanted} is {kind}", lambda: stage(place, name, wanted).get("retries", {}).get(kind), SECONDS)
+    wait_for(f"{wanted} is {kind}", lambda: place.stage(name, wanted).get("retries", {}).get(kind), SECONDS)
 
 
 def jobs(place: ClusterRun, name: str) -> list[str]:
@@ -101,7 +97,7 @@ def jobs(place: ClusterRun, name: str) -> list[str]:
 def test_a_memory_limit_that_is_too_small(place: ClusterRun, operator: RunningOperator) -> None:
     begin(place, "memory", lambda spec: spec.update(prepare={"resources": {"memory": "48Mi"}}))
     assert "give the stage more memory (tried 2 times)" in wait_failed(place, "memory")
-    assert stage(place, "memory", "prepare")["retries"] == {"OutOfMemory": 2}
+    assert place.stage("memory", "prepare")["retries"] == {"OutOfMemory": 2}
 
 
 def test_an_image_that_cannot_be_pulled(place: ClusterRun) -> None:
@@ -131,13 +127,13 @@ def test_a_store_that_cannot_be_reached(place: ClusterRun, operator: RunningOper
 def test_a_source_that_does_not_exist_is_not_tried_again(place: ClusterRun, operator: RunningOperator) -> None:
     begin(place, "sourceless", lambda spec: spec["data"]["rl"].update(source=f"s3://{BUCKET}/data/nosuch.jsonl"))
     assert "nosuch.jsonl" in wait_failed(place, "sourceless")
-    assert stage(place, "sourceless", "prepare")["retries"] == {"UserError": 1}
+    assert place.stage("sourceless", "prepare")["retries"] == {"UserError": 1}
 
 
 def test_a_service_that_does_not_answer_is_tried_again(place: ClusterRun, operator: RunningOperator) -> None:
     begin(place, "teacherless")
     assert "http://127.0.0.1:9/v1" in wait_failed(place, "teacherless")
-    assert stage(place, "teacherless", "distill")["retries"] == {"Unavailable": 2}
+    assert place.stage("teacherless", "distill")["retries"] == {"Unavailable": 2}
 
 
 def test_no_node_that_fits(place: ClusterRun, operator: RunningOperator) -> None:
@@ -145,8 +141,8 @@ def test_no_node_that_fits(place: ClusterRun, operator: RunningOperator) -> None
     place.cluster.kubectl(*taint)
     try:
         begin(place, "placeless", lambda spec: spec.update(queueDeadlineSeconds=30))
-        wait_for("it says why", lambda: stage(place, "placeless", "prepare").get("reason") == "Unschedulable", SECONDS)
-        assert "untolerated taint" in stage(place, "placeless", "prepare")["message"]
+        wait_for("it says why", lambda: place.stage("placeless", "prepare").get("reason") == "Unschedulable", SECONDS)
+        assert "untolerated taint" in place.stage("placeless", "prepare")["message"]
         assert "queueDeadlineSeconds: 30" in wait_failed(place, "placeless")
     finally:
         place.cluster.kubectl(*taint[:-1], "reserved:NoSchedule-")
@@ -188,8 +184,8 @@ def test_a_node_without_power(place: ClusterRun, operator: RunningOperator, sile
     node = place.cluster.kubectl(*pod)
     place.cluster.agent.node_down(node, power=False)
     try:
-        wait_for("the loss is seen", lambda: stage(place, "powerless", "distill").get("retries"), 180)
-        assert stage(place, "powerless", "distill")["retries"] == {"NodeLost": 1}
+        wait_for("the loss is seen", lambda: place.stage("powerless", "distill").get("retries"), 180)
+        assert place.stage("powerless", "distill")["retries"] == {"NodeLost": 1}
         wait_for("it goes on elsewhere", lambda: "powerless-distill-a2" in jobs(place, "powerless"), SECONDS)
     finally:
         place.cluster.agent.node_up(node)

@@ -25,6 +25,7 @@ from egt_pipeline.contract.graph import StageName
 from fake_cluster import FakeCluster
 from node_agent import NodeShape
 from simulated_stages import SimulatedStages
+from team_runs import make_team
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
@@ -68,9 +69,7 @@ class Real:
 @pytest.fixture(scope="module")
 def real_cluster() -> Iterator[WholeCluster]:
     with running_cluster(NodeShape(), simulated(SimulatedStages(seconds=3600))) as running:
-        running.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
-        running.plane.wait_established("egtruns.egt.dev")
-        running.kubectl("create", "namespace", "team")
+        make_team(running)
         wait_for("the ServiceAccount", lambda: running.kubectl("get", "sa", "default", "-n", "team"))
         yield running
 

@@ -1,13 +1,10 @@
 """The operator's life under helm, its replicas real pods: install, test, upgrade and rollback under way, uninstall."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from build_egtrun import egtrun
 from cluster import Cluster, running_cluster
 from control_plane import wait_for
 from node_agent import NodeShape
@@ -15,6 +12,7 @@ from node_script import SimulatedPods
 from pods_by_namespace import PodsByNamespace
 from process_pods import ProcessPods, why_not
 from simulated_stages import SimulatedStages
+from team_runs import apply, stage, status
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,23 +40,8 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-def apply(cluster: Cluster, name: str) -> None:
-    body = egtrun(store={"uri": f"s3://bucket/{name}"})
-    body["metadata"]["name"] = name
-    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(body))
-
-
-def status(cluster: Cluster, name: str) -> dict[str, Any]:
-    found = json.loads(cluster.kubectl("get", "egt", name, "-n", "team", "-o", "json"))
-    status: dict[str, Any] = found.get("status", {})
-    return status
-
-
-def reaches(cluster: Cluster, name: str, stage: str) -> None:
-    def there() -> bool:
-        return any(s["name"] == stage and s["phase"] == "Running" for s in status(cluster, name).get("stages", ()))
-
-    wait_for(f"{name} is at {stage}", there, 60)
+def reaches(cluster: Cluster, name: str, wanted: str) -> None:
+    wait_for(f"{name} is at {wanted}", lambda: stage(cluster, name, wanted).get("phase") == "Running", 60)
 
 
 def completes_at_first_attempts(cluster: Cluster, name: str) -> None:

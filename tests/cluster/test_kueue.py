@@ -2,19 +2,17 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from build_egtrun import egtrun
 from cluster import Cluster, running_cluster, simulated
-from cluster_run import ROOT
 from control_plane import wait_for
 from kueue import kueue, quota
 from node_agent import NodeShape
 from node_script import Ending
 from operator_process import RunningOperator, operator_process
 from simulated_stages import SimulatedStages
+from team_runs import apply, make_team, stage, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 STAGES = SimulatedStages()
@@ -24,9 +22,7 @@ FOREVER = Ending(None)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with running_cluster(NodeShape(), simulated(STAGES)) as running, kueue(running.plane):
-        running.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
-        running.plane.wait_established("egtruns.egt.dev")
-        running.kubectl("create", "namespace", "team")
+        make_team(running)
         running.kubectl("apply", "--server-side", "-f", "-", stdin=quota(gpus=2))
         yield running
 
@@ -37,20 +33,8 @@ def operator(cluster: Cluster) -> Iterator[RunningOperator]:
         yield running
 
 
-def apply(cluster: Cluster, name: str, queue: str = "team") -> None:
-    body = egtrun(store={"uri": f"s3://bucket/{name}"}, scheduling={"queue": queue})
-    body["metadata"]["name"] = name
-    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(body))
-
-
-def status(cluster: Cluster, name: str) -> dict[str, Any]:
-    found = json.loads(cluster.kubectl("get", "egt", name, "-n", "team", "-o", "json"))
-    status: dict[str, Any] = found.get("status", {})
-    return status
-
-
-def stage(cluster: Cluster, name: str, wanted: str) -> dict[str, Any]:
-    return next((s for s in status(cluster, name).get("stages", ()) if s["name"] == wanted), {})
+def apply_in(cluster: Cluster, name: str, queue: str = "team") -> None:
+    apply(cluster, name, scheduling={"queue": queue})
 
 
 def wait_complete(cluster: Cluster, name: str) -> None:
@@ -60,9 +44,9 @@ def wait_complete(cluster: Cluster, name: str) -> None:
 def test_a_run_waits_for_quota_and_says_so(cluster: Cluster, operator: RunningOperator) -> None:
     STAGES.endings["first"] = {("sft", 1): Ending(6.0)}
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=quota(gpus=1))
-    apply(cluster, "first")
+    apply_in(cluster, "first")
     wait_for("sft runs", lambda: stage(cluster, "first", "sft").get("runningSince"), 60)
-    apply(cluster, "second")
+    apply_in(cluster, "second")
     wait_for("it waits", lambda: stage(cluster, "second", "sft").get("reason") == "Queued", 60)
     assert status(cluster, "second")["phase"] == "Pending"
     columns = cluster.kubectl("get", "egt", "second", "-n", "team").splitlines()[1].split()
@@ -79,7 +63,7 @@ def test_a_run_that_loses_its_place_gets_it_back_and_completes(
 ) -> None:
     name = f"evicted-{wanted}"
     STAGES.endings[name] = {(wanted, 1): FOREVER}  # type: ignore[index]
-    apply(cluster, name)
+    apply_in(cluster, name)
     wait_for(f"{wanted} runs", lambda: stage(cluster, name, wanted).get("runningSince"), 60)
     del STAGES.endings[name][wanted, 1]
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=quota(gpus=2, stop="HoldAndDrain"))
@@ -92,7 +76,7 @@ def test_a_run_that_loses_its_place_gets_it_back_and_completes(
 
 
 def test_a_queue_that_does_not_exist_is_named_and_waited_for(cluster: Cluster, operator: RunningOperator) -> None:
-    apply(cluster, "queueless", queue="later")
+    apply_in(cluster, "queueless", queue="later")
     accepted = ["get", "egt", "queueless", "-n", "team", "-o", "jsonpath={.status.conditions[?(@.type=='Accepted')]}"]
     wait_for("it is refused", lambda: '"status":"False"' in cluster.kubectl(*accepted), 30)
     assert "there is no LocalQueue 'later' in namespace team" in cluster.kubectl(*accepted)

@@ -14,6 +14,7 @@ from node_agent import NodeShape
 from node_script import Ending
 from operator_process import RunningOperator, operator_process
 from simulated_stages import SimulatedStages
+from team_runs import apply, make_team, stage, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
@@ -24,9 +25,7 @@ SIMULATED = SimulatedStages()
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with running_cluster(NodeShape(), simulated(SIMULATED)) as running:
-        running.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
-        running.plane.wait_established("egtruns.egt.dev")
-        running.kubectl("create", "namespace", "team")
+        make_team(running)
         # Whatever pod of a run this namespace takes fits the strictest of Kubernetes' standards.
         running.kubectl("label", "namespace", "team", "pod-security.kubernetes.io/enforce=restricted")
         wait_for("the ServiceAccount", lambda: running.kubectl("get", "sa", "default", "-n", "team"))
@@ -41,21 +40,8 @@ def operator(cluster: Cluster) -> Iterator[RunningOperator]:
         yield running
 
 
-def apply(cluster: Cluster, name: str, **spec: Any) -> None:
-    body = egtrun(**{"store": {"uri": f"s3://bucket/{name}", "credentialsSecret": "store"}, **spec})
-    body["metadata"]["name"] = name
-    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(body))
-
-
-def status(cluster: Cluster, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(cluster.kubectl("get", "egt", name, "-n", "team", "-o", "json")).get(
-        "status", {}
-    )
-    return found
-
-
-def stage(cluster: Cluster, name: str, wanted: str) -> dict[str, Any]:
-    return next((s for s in status(cluster, name).get("stages", ()) if s["name"] == wanted), {})
+def apply_with_keys(cluster: Cluster, name: str, **spec: Any) -> None:
+    apply(cluster, name, **{"store": {"uri": f"s3://bucket/{name}", "credentialsSecret": "store"}, **spec})
 
 
 def wait_phase(cluster: Cluster, name: str, phase: str) -> None:
@@ -69,7 +55,7 @@ def jobs(cluster: Cluster, name: str) -> list[str]:
 
 
 def test_a_run_completes_and_kubectl_can_wait_for_it(cluster: Cluster, operator: RunningOperator) -> None:
-    apply(cluster, "whole")
+    apply_with_keys(cluster, "whole")
     cluster.kubectl("wait", "egt/whole", "-n", "team", "--for=condition=Complete", "--timeout=120s")
     assert sorted(jobs(cluster, "whole")) == sorted(f"whole-{name}-a1" for name in STAGES)
     columns = cluster.kubectl("get", "egt", "whole", "-n", "team").splitlines()
@@ -79,7 +65,7 @@ def test_a_run_completes_and_kubectl_can_wait_for_it(cluster: Cluster, operator:
 
 
 def test_events_tell_the_story_once(cluster: Cluster, operator: RunningOperator) -> None:
-    apply(cluster, "told")
+    apply_with_keys(cluster, "told")
     wait_phase(cluster, "told", "Complete")
     events = json.loads(cluster.kubectl("get", "events", "-n", "team", "-o", "json"))["items"]
     reasons = [e["reason"] for e in events if e["involvedObject"]["name"] == "told"]
@@ -90,7 +76,7 @@ def test_an_attempt_killed_for_memory_is_tried_again_with_its_class_in_the_statu
     cluster: Cluster, operator: RunningOperator
 ) -> None:
     SIMULATED.endings["memory"] = {("sft", 1): Ending(0.5, 137, "OOMKilled")}
-    apply(cluster, "memory")
+    apply_with_keys(cluster, "memory")
     wait_phase(cluster, "memory", "Complete")
     assert stage(cluster, "memory", "sft")["retries"] == {"OutOfMemory": 1}
     assert "memory-sft-a2" in jobs(cluster, "memory")
@@ -98,7 +84,7 @@ def test_an_attempt_killed_for_memory_is_tried_again_with_its_class_in_the_statu
 
 def test_suspend_ends_the_stage_and_resume_completes_the_run(cluster: Cluster, operator: RunningOperator) -> None:
     SIMULATED.endings["paused"] = {("sft", 1): Ending(None)}
-    apply(cluster, "paused")
+    apply_with_keys(cluster, "paused")
     wait_for("sft runs", lambda: stage(cluster, "paused", "sft").get("runningSince"), 60)
     patch = ["patch", "egt", "paused", "-n", "team", "--type=merge", "-p"]
     cluster.kubectl(*patch, '{"spec": {"suspend": true}}')
@@ -112,7 +98,7 @@ def test_suspend_ends_the_stage_and_resume_completes_the_run(cluster: Cluster, o
 
 def test_a_lost_node_ends_the_attempt_as_such(cluster: Cluster, operator: RunningOperator) -> None:
     SIMULATED.endings["lost"] = {("sft", 1): Ending(None)}
-    apply(cluster, "lost")
+    apply_with_keys(cluster, "lost")
     wait_for("sft runs", lambda: stage(cluster, "lost", "sft").get("runningSince"), 60)
     node = cluster.kubectl("get", "pod", "lost-sft-a1-master-0", "-n", "team", "-o", "jsonpath={.spec.nodeName}")
     cluster.agent.node_down(node)
@@ -125,7 +111,7 @@ def test_a_lost_node_ends_the_attempt_as_such(cluster: Cluster, operator: Runnin
 
 def test_deleting_a_run_leaves_nothing(cluster: Cluster, operator: RunningOperator) -> None:
     SIMULATED.endings["gone"] = {("rl", 1): Ending(None)}
-    apply(cluster, "gone")
+    apply_with_keys(cluster, "gone")
     wait_for("rl runs", lambda: stage(cluster, "gone", "rl").get("runningSince"), 60)
     cluster.kubectl("delete", "egt", "gone", "-n", "team", "--timeout=30s")
     left = "pytorchjobs,pods,services"
@@ -144,7 +130,7 @@ def test_the_api_server_refuses_what_the_types_refuse(cluster: Cluster) -> None:
 
 
 def test_recipes_cannot_change_and_placement_can(cluster: Cluster, operator: RunningOperator) -> None:
-    apply(cluster, "frozen")
+    apply_with_keys(cluster, "frozen")
     wait_phase(cluster, "frozen", "Complete")
     patch = ["patch", "egt", "frozen", "-n", "team", "--type=merge", "-p"]
     with pytest.raises(RuntimeError, match="cannot change"):
@@ -157,7 +143,7 @@ def test_recipes_cannot_change_and_placement_can(cluster: Cluster, operator: Run
 
 def test_a_killed_operator_is_followed_by_the_next(cluster: Cluster, operator: RunningOperator) -> None:
     SIMULATED.endings["orphan"] = {("probe", 1): Ending(None)}
-    apply(cluster, "orphan")
+    apply_with_keys(cluster, "orphan")
     wait_for("probe runs", lambda: stage(cluster, "orphan", "probe").get("runningSince"), 60)
     operator.process.kill()
     cluster.agent.signal("team", "orphan-probe-a1-master-0")

@@ -86,6 +86,21 @@ def test_a_holder_that_cannot_renew_gives_up_before_another_may_begin() -> None:
     assert RENEW_SECONDS <= leases.time < DURATION_SECONDS
 
 
+def test_a_request_that_hangs_does_not_keep_a_holder_beyond_its_time() -> None:
+    leases = Leases()
+    first = leases.candidate("first")
+    asyncio.run(first.acquire())
+
+    async def hangs(_namespace: str, _name: str) -> None:
+        await asyncio.Event().wait()
+
+    async def nearly_too_long(_seconds: float) -> None:
+        leases.time += RENEW_SECONDS - 0.01  # what is left of its time is waited for by a real clock
+
+    leases.lease, first.sleep = hangs, nearly_too_long  # type: ignore[method-assign, assignment]
+    asyncio.run(asyncio.wait_for(first.hold(), timeout=5))
+
+
 def test_a_renewed_lease_is_not_taken() -> None:
     leases = Leases()
     first, second = leases.candidate("first"), leases.candidate("second")
