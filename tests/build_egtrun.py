@@ -69,6 +69,21 @@ def stage_of(cluster: FakeCluster, name: str) -> dict[str, Any]:
     return next(stage for stage in status_of(cluster)["stages"] if stage["name"] == name)
 
 
+def cluster_with(run: dict[str, Any] | None = None, **settings: Any) -> FakeCluster:
+    """A cluster in memory with that run, by default one that has nothing special."""
+    cluster = FakeCluster(**settings)
+    cluster.apply(run or egtrun())
+    return cluster
+
+
+def running(stage: str) -> Callable[[FakeCluster], bool]:
+    """True of a cluster once the pods of the stage run."""
+    return lambda cluster: any(
+        s["name"] == stage and s["phase"] == "Running" and s.get("runningSince")
+        for s in status_of(cluster).get("stages", ())
+    )
+
+
 def drive(
     cluster: FakeCluster,
     *,

@@ -162,7 +162,7 @@ class Controller:
                 return  # it has ended, in words of another version
             before, after = invalid(known, error, self._now())
             if after != before:
-                await self._write(known, after)
+                await self._write(known, before, after)
             return
         if run.spec.managed_by != MANAGER:
             return
@@ -174,9 +174,7 @@ class Controller:
         """The status first, so that a crash after any call leaves a memory of what was meant."""
         owner = known.owner
         if decision.status != run.status:
-            await self._write(known, decision.status)
-            self._telemetry.changed(run.status, decision.status)
-            self.announcer.changed(owner, run.status, decision.status)
+            await self._write(known, run.status, decision.status)
         elif decision.create is not None:
             await self._check_unchanged(known)
         if decision.remove_run:
@@ -195,11 +193,14 @@ class Controller:
         if fresh is None or fresh["metadata"]["resourceVersion"] != known.version:
             raise Conflict(f"{known.owner.namespace}/{known.owner.name}: was changed meanwhile")
 
-    async def _write(self, known: KnownRun, after: EGTRunStatus) -> None:
+    async def _write(self, known: KnownRun, before: EGTRunStatus | None, after: EGTRunStatus) -> None:
+        """The status, and then what is counted and told of the change."""
         owner = known.owner
         patch = as_merge_patch(after)
         self.cache.keep("run", await self._cluster.write_status(owner.namespace, owner.name, known.version, patch))
         self._telemetry.run_is(f"{owner.namespace}/{owner.name}", after.phase)
+        self._telemetry.changed(before, after)
+        self.announcer.changed(owner, before, after)
 
     async def _create(self, key: str, run: EGTRun, world: World, decision: Decision, stage: StageStatus) -> None:
         task = task_of(run, stage, links_of(run, decision.status))
@@ -209,8 +210,5 @@ class Controller:
             known = self.cache.run(key)
             if error.status == _FORBIDDEN or known is None:
                 raise  # it may be allowed later
-            after = refused(run, decision, world, str(error), self._settings)
-            await self._write(known, after)
-            self._telemetry.changed(decision.status, after)
-            self.announcer.changed(world.owner, decision.status, after)
+            await self._write(known, decision.status, refused(run, decision, world, str(error), self._settings))
         self.queue.add(key)

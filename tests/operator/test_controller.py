@@ -1,32 +1,18 @@
 """Whole histories of a run, against a cluster in memory."""
 
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from build_egtrun import drive, egtrun, stage_of, status_of
+from build_egtrun import cluster_with, drive, egtrun, running, stage_of, status_of
 from fake_cluster import Crash, Ending, FakeCluster
 
 STAGES = ["prepare", "distill", "sft", "probe", "curate", "rl", "evaluate"]
 FIRST_ATTEMPTS = [f"digits-{stage}-a1" for stage in STAGES]
 
 
-def cluster_with(run: dict[str, Any] | None = None, **settings: Any) -> FakeCluster:
-    cluster = FakeCluster(**settings)
-    cluster.apply(run or egtrun())
-    return cluster
-
-
 def failing(stage: str, ending: Ending, attempts: int = 1) -> Any:
     return lambda name, attempt: ending if name == stage and attempt <= attempts else Ending()
-
-
-def running(stage: str) -> Any:
-    return lambda cluster: any(
-        s["name"] == stage and s["phase"] == "Running" and s.get("runningSince")
-        for s in status_of(cluster).get("stages", ())
-    )
 
 
 def condition(cluster: FakeCluster, kind: str) -> dict[str, Any]:
@@ -253,47 +239,3 @@ def test_a_run_that_has_ended_stays_as_it_is_when_it_can_no_longer_be_read() -> 
     cluster.change(nosuch=1)
     drive(cluster, until=lambda c: c.now.minute > 30)
     assert status_of(cluster) == before
-
-
-def test_a_finished_run_is_removed_when_its_time_is_over() -> None:
-    cluster = cluster_with(egtrun(ttl={"completeSeconds": 10}))
-    drive(cluster, until=lambda c: c.objects("run") == [])
-
-
-def test_a_queue_that_is_made_later_is_noticed() -> None:
-    cluster = cluster_with(egtrun(scheduling={"queue": "later"}))
-    drive(cluster, until=lambda c: bool(status_of(c)))
-    cluster.queues.add("later")
-    drive(cluster)
-    assert status_of(cluster)["phase"] == "Complete"
-
-
-def test_progress_that_was_made_while_no_operator_looked_is_no_hang() -> None:
-    cluster = cluster_with(egtrun(hangDeadlineSeconds=60), script=lambda *_: Ending(seconds=7200))
-    drive(cluster, until=running("prepare"))
-    cluster.logs["digits-prepare-a1-master-0"] = 'egt-progress {"done": 5, "total": 9, "unit": "rows"}'
-    cluster.now += timedelta(hours=1)
-    drive(cluster, until=lambda c: stage_of(c, "prepare").get("progress") is not None, steps=5)
-    assert stage_of(cluster, "prepare")["attempt"] == 1
-
-
-def test_the_time_that_no_operator_was_there_is_not_spent() -> None:
-    cluster = cluster_with(egtrun(activeDeadlineSeconds=3600), script=lambda *_: Ending(seconds=60))
-    drive(cluster, until=running("sft"))
-    for _ in range(20):
-        cluster.advance(5)
-    cluster.now += timedelta(hours=2)
-    drive(cluster)
-    assert status_of(cluster)["phase"] == "Complete"
-    assert status_of(cluster)["activeSeconds"] < 600
-
-
-def test_the_job_of_a_lost_node_does_not_come_back_beside_the_next_attempt() -> None:
-    cluster = cluster_with(script=lambda *_: Ending(seconds=600))
-    drive(cluster, until=running("sft"))
-    (pod,) = [p for p in cluster.objects("pod") if p["status"]["phase"] == "Running"]
-    pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}]
-    cluster.heard("pod", pod, False)
-    cluster._store("pod", pod)
-    drive(cluster, until=lambda c: "digits-sft-a2" in c.created)
-    assert "digits-sft-a1" not in {job["metadata"]["name"] for job in cluster.objects("job")}
