@@ -181,7 +181,8 @@ def _other_tables(folders: Mapping[StageName, Path], kept_ids: list[str], draw: 
     rewards = [{"step": n, "reward": 1.4 + n * 0.002 + float(draw.normal(0, 0.04))} for n in range(1, 101)]
     _table(folders[StageName.RL] / "losses.parquet", rewards)
     order = [
-        {"epoch": 0, "step": n // 32 + 1, "position": n % 32, "sample_id": name} for n, name in enumerate(kept_ids)
+        {"epoch": 0, "step": n // 32 + 1, "position": n % 32, "sample_id": name, "attempt": 1}
+        for n, name in enumerate(kept_ids)
     ]
     _table(folders[StageName.RL] / "order.parquet", order)
     predictions = []

@@ -121,7 +121,8 @@ class FakeCluster:
         attempt = int(labels["egt.dev/attempt"])
         ending = self.script(labels[STAGE_LABEL], attempt)
         if status["phase"] == "Pending":
-            status |= {"phase": "Running", "startTime": self._time()}
+            box = {"name": "pytorch", "state": {"running": {"startedAt": self._time()}}}
+            status |= {"phase": "Running", "startTime": self._time(), "containerStatuses": [box]}
             self._store("pod", pod)
         elif status["phase"] == "Running":
             ran = self.now - datetime.fromisoformat(status["startTime"].replace("Z", "+00:00"))
@@ -133,6 +134,7 @@ class FakeCluster:
         ended = {
             "exitCode": ending.exit_code,
             "reason": ending.reason or ("Error" if ending.exit_code else "Completed"),
+            "startedAt": pod["status"]["startTime"],
             "finishedAt": self._time(),
         }
         ended["message"] = (

@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from egt_operator.api import EGTRun
-from egt_operator.api_status import Failure, FailureClass, GpuHours, StageProgress, StageStatus, Stopping
-from egt_operator.children import Job, Pod
+from egt_operator.api_status import Failure, FailureClass, StageStatus, Stopping
+from egt_operator.attempt_times import FIRST_SECONDS, Evidence, clocked, ended, settles
+from egt_operator.children import Pod
 from egt_operator.observe import HOPELESS, IMAGE, Cause, Seen, observe
 from egt_operator.plan import Phase
-from egt_operator.render import gpus_of, pods_of
+from egt_operator.render import pods_of
 from egt_operator.settings import Settings
-from egt_pipeline.contract.task import Progress, Summary
+from egt_pipeline.contract.task import Summary
 
 _NEVER_AGAIN = ("UserError", "Deadline")
 _RETRY_FIELD: Mapping[FailureClass, str] = {
@@ -31,19 +32,7 @@ _CLASS_OF_STOP: Mapping[Stopping, FailureClass] = {
     "Deleted": "Preempted",
 }
 _POLL_SECONDS = 1.0  # while pods end
-FIRST_SECONDS = 5.0  # after which the first progress may stand in the log
 _MESSAGE_CHARACTERS = 4000  # of a failed pod's last words; what Kubernetes keeps of them is about as long
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What was seen of an attempt. ``active_seconds`` is what the run had spent before it."""
-
-    now: datetime
-    job: Job | None
-    pods: Sequence[Pod]
-    progress: Progress | None
-    active_seconds: float
 
 
 @dataclass(frozen=True)
@@ -64,16 +53,16 @@ def follow(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settin
     if evidence.job is None:
         return _without_job(run, stage, evidence, settings)
     seen = observe(evidence.job, evidence.pods, pods_of(run, stage.name))
-    if seen.reason != "Starting":  # each stage would cost one write more
+    if seen.reason != "Starting" and settles(stage, seen, evidence) is None:  # each stage would cost one write more
         stage = stage.model_copy(update={"job_uid": evidence.job.uid})
     if seen.state == "Succeeded":
-        ended, active = _ended(run, stage, evidence, wasted=False)
-        return Step(ended, active, summary=seen.summary)
+        over, active = ended(run, stage, evidence, wasted=False)
+        return Step(over, active, summary=seen.summary)
     if stage.stopping is not None:
         return Step(stage, evidence.active_seconds, delete=True)
     if seen.cause is not None:
         return _failed(run, stage, evidence, seen.cause, settings)
-    stage, active = _clocked(run, stage, seen, evidence)
+    stage, active = clocked(run, stage, seen, evidence)
     evidence = replace(evidence, active_seconds=active)
     why, message = _must_stop(run, stage, seen, evidence, settings)
     if why == "Unstartable":
@@ -96,36 +85,10 @@ def _without_job(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: 
     if writing(evidence.pods, evidence.now, settings):
         return Step(stage, evidence.active_seconds, wake=evidence.now + timedelta(seconds=_POLL_SECONDS))
     if why == "Suspend":
-        ended, active = _ended(run, stage, evidence, wasted=False)
+        over, active = ended(run, stage, evidence, wasted=False)
         waiting = {"phase": Phase.WAITING, "stopping": None, "reason": "Suspended", "message": None}
-        return Step(ended.model_copy(update=waiting), active)
+        return Step(over.model_copy(update=waiting), active)
     return _failed(run, stage, evidence, Cause(_CLASS_OF_STOP[why], said or why), settings)
-
-
-def _clocked(run: EGTRun, stage: StageStatus, seen: Seen, evidence: Evidence) -> tuple[StageStatus, float]:
-    """The stage with its times and progress brought up to now, and the run's active seconds before this attempt."""
-    now, active = evidence.now, evidence.active_seconds
-    if seen.state != "Running":
-        if seen.state == "Queued" and stage.running_since is not None:  # its queue has taken the place away
-            stage, active = _ended(run, stage, evidence, wasted=True)
-            stage = stage.model_copy(update={"queued_since": now, "pods_created": None})
-        message = None if seen.reason == "Starting" else seen.message
-        return stage.model_copy(update={"reason": seen.reason, "message": message}), active
-    if stage.running_since is None:
-        waited = (now - (stage.queued_since or now)).total_seconds()
-        created = max(pod.created for pod in evidence.pods)
-        stage = stage.model_copy(
-            update={
-                "running_since": now, "queued_since": None, "queue_seconds": (stage.queue_seconds or 0.0) + waited,
-                "progressed": now, "pods_created": created,
-            }
-        )  # fmt: skip
-    stage = stage.model_copy(update={"reason": None, "message": None})
-    found = evidence.progress
-    if found is not None and (stage.progress is None or found.done != stage.progress.done):
-        progress = StageProgress(done=found.done, total=found.total, unit=found.unit)
-        stage = stage.model_copy(update={"progress": progress, "progressed": now})
-    return stage, active
 
 
 def _must_stop(
@@ -173,6 +136,8 @@ def _next_deadline(
 ) -> datetime | None:
     """When the attempt has to be looked at again although nothing happens."""
     spec, due = run.spec, []
+    if (settled := settles(stage, seen, evidence)) is not None:
+        due.append(settled)
     if stage.running_since and spec.active_deadline_seconds is not None:
         left = spec.active_deadline_seconds - evidence.active_seconds
         due.append(stage.running_since + timedelta(seconds=left))
@@ -187,24 +152,9 @@ def _next_deadline(
     return min(due, default=None)
 
 
-def _ended(run: EGTRun, stage: StageStatus, evidence: Evidence, *, wasted: bool) -> tuple[StageStatus, float]:
-    """The stage with its pods no longer running, what they cost counted; and the run's active seconds."""
-    if stage.running_since is None:
-        return stage.model_copy(update={"queued_since": None}), evidence.active_seconds
-    # The operator may have been away when they ended.
-    ends = [pod.finished for pod in evidence.pods if pod.finished and not pod.alive]
-    end = max(ends) if ends and len(ends) == len(evidence.pods) else evidence.now
-    seconds = max((min(end, evidence.now) - stage.running_since).total_seconds(), 0.0)
-    hours = seconds * gpus_of(run, stage.name) * pods_of(run, stage.name) / 3600
-    before = stage.gpu_hours or GpuHours()
-    spent = before.model_copy(update={"used": before.used + hours, "wasted": before.wasted + hours * wasted})
-    ended = stage.model_copy(update={"running_since": None, "queued_since": None, "gpu_hours": spent})
-    return ended, evidence.active_seconds + seconds
-
-
 def _failed(run: EGTRun, stage: StageStatus, evidence: Evidence, cause: Cause, settings: Settings) -> Step:
-    ended, active = _ended(run, stage, evidence, wasted=True)
-    stage = failed(run, ended, cause, evidence.now, settings)
+    over, active = ended(run, stage, evidence, wasted=True)
+    stage = failed(run, over, cause, evidence.now, settings)
     # A pod that cannot start never ends by itself; of a pod that was taken away training-operator makes another.
     taken = cause.kind in ("NodeLost", "Preempted") and evidence.job is not None and evidence.job.outcome is None
     delete = (cause.exit_code is None and cause.kind == "UserError") or taken

@@ -30,6 +30,8 @@ class Pod:
     """Why its container waits or ended."""
     message: str = ""
     """Its last words, or why its container waits."""
+    started: datetime | None = None
+    """When its container started."""
     finished: datetime | None = None
     """When its container ended."""
     eviction: str = ""
@@ -71,7 +73,8 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
     metadata, status = body["metadata"], body.get("status") or {}
     conditions = {found["type"]: found for found in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled", {})
-    exit_code, reason, message, finished = _container(status)
+    exit_code, reason, message = _container(status)
+    times = _times(status)
     evicted = status.get("reason") in _EVICTED
     return Pod(
         name=metadata["name"],
@@ -84,7 +87,8 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
         owner_uid=_controller(metadata).get("uid", ""),
         reason=reason or status.get("reason", ""),
         message=message or status.get("message", ""),
-        finished=_time(finished) if finished else None,
+        started=_time(times["startedAt"]) if times.get("startedAt") else None,
+        finished=_time(times["finishedAt"]) if times.get("finishedAt") else None,
         eviction=f"{status['reason']}: {status.get('message', '')}" if evicted else "",
         scheduled=_time(scheduled["lastTransitionTime"]) if scheduled.get("status") == "True" else None,
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
@@ -93,17 +97,25 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
     )
 
 
-def _container(status: Mapping[str, Any]) -> tuple[int | None, str, str, str | None]:
-    """Exit code, reason, message and end of the container of ours, else of what keeps it from starting."""
+def _container(status: Mapping[str, Any]) -> tuple[int | None, str, str]:
+    """Exit code, reason and message of the container of ours, else of what keeps it from starting."""
     ours = [c for c in status.get("containerStatuses") or () if c["name"] == CONTAINER]
     for found in [*ours, *(status.get("initContainerStatuses") or ())]:
         state = found.get("state") or {}
         if (ended := state.get("terminated")) and (found["name"] == CONTAINER or ended["exitCode"]):
-            return ended["exitCode"], ended.get("reason", ""), ended.get("message", ""), ended.get("finishedAt")
+            return ended["exitCode"], ended.get("reason", ""), ended.get("message", "")
         waiting = state.get("waiting") or {}
         if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
-            return None, waiting["reason"], waiting.get("message", ""), None
-    return None, "", "", None
+            return None, waiting["reason"], waiting.get("message", "")
+    return None, "", ""
+
+
+def _times(status: Mapping[str, Any]) -> Mapping[str, str]:
+    """When the container of ours started and finished, as far as it has."""
+    ours: Mapping[str, Any] = next((c for c in status.get("containerStatuses") or () if c["name"] == CONTAINER), {})
+    state: Mapping[str, Any] = ours.get("state") or {}
+    found: Mapping[str, str] = state.get("terminated") or state.get("running") or {}
+    return found
 
 
 def parse_job(body: Mapping[str, Any]) -> Job:

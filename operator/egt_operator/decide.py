@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 
 from egt_operator.api import EGTRun
 from egt_operator.api_status import EGTRunStatus, StageStatus
-from egt_operator.attempt import Evidence, failed, follow, writing
+from egt_operator.attempt import failed, follow, writing
+from egt_operator.attempt_times import Evidence
 from egt_operator.children import Job, Pod
 from egt_operator.observe import Cause
 from egt_operator.outcome import links_of, made_again, succeeded

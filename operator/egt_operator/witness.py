@@ -6,7 +6,7 @@ from datetime import datetime
 
 from egt_operator.api import EGTRun
 from egt_operator.api_status import StageStatus
-from egt_operator.attempt import FIRST_SECONDS
+from egt_operator.attempt_times import FIRST_SECONDS
 from egt_operator.cache import Cache
 from egt_operator.cluster import Cluster
 from egt_operator.cluster_errors import TROUBLE, Refused, told

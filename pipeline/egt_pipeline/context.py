@@ -40,6 +40,7 @@ class Context:
     scratch: Path
     work: Work
     refs: Mapping[str, InputRef]
+    attempt: int = 1
     worker: int = 0
     workers: int = 1
     processes: int = 1  # how many processes a training stage spreads over on this machine

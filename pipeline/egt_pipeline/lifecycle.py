@@ -94,6 +94,7 @@ def _context(
         scratch=scratch,
         work=store.work(task.stage, task.known_digest()),
         refs=task.inputs,
+        attempt=task.attempt,
         worker=worker,
         workers=task.workers,
         processes=task.processes,

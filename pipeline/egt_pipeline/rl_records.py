@@ -1,6 +1,6 @@
 """What an RL run wrote inside its optimiser steps, as tables and figures. Pure but for reading one file.
 
-    order.parquet     epoch, step, position, sample_id
+    order.parquet     epoch, step, position, sample_id, attempt
     rewards.parquet   step, sample_id, reward, accuracy, logic, format, response_tokens, status, response, judge_failed
     losses.parquet    step, policy_loss, grad_norm, clipped_share, ppo_clip_share, filtered_share, response_length,
                       reward, accuracy, kl, rollout_gap
@@ -37,7 +37,13 @@ _SAMPLE_COLUMNS = pa.schema(
     ]
 )
 _ORDER_COLUMNS = pa.schema(
-    [("epoch", pa.int32()), ("step", pa.int32()), ("position", pa.int32()), ("sample_id", pa.string())]
+    [
+        ("epoch", pa.int32()),
+        ("step", pa.int32()),
+        ("position", pa.int32()),
+        ("sample_id", pa.string()),
+        ("attempt", pa.int32()),
+    ]
 )
 
 
@@ -46,6 +52,7 @@ class StepRecord:
     """One optimiser step as its actor wrote it; ``sums`` are over response tokens, ``finished`` is a Unix time."""
 
     step: int
+    attempt: int
     finished: float
     samples: Sequence[Mapping[str, Any]]
     grad_norm: float
@@ -79,7 +86,7 @@ class RecordTail:
 
 
 def _record(line: dict[str, Any]) -> StepRecord:
-    fixed = {name: line.pop(name) for name in ("step", "finished", "samples", "grad_norm")}
+    fixed = {name: line.pop(name) for name in ("step", "attempt", "finished", "samples", "grad_norm")}
     return StepRecord(**fixed, sums=line)
 
 
@@ -92,9 +99,14 @@ def seen_places(records: Sequence[StepRecord]) -> list[Place]:
     ]
 
 
-def order_table(places: Sequence[Place]) -> pa.Table:
-    """order.parquet."""
-    return pa.Table.from_pylist([vars(place) for place in places], schema=_ORDER_COLUMNS)
+def order_table(records: Sequence[StepRecord]) -> pa.Table:
+    """order.parquet: where each sample stood, and which attempt took the step that counts.
+
+    A step after the last checkpoint is taken again by the next attempt: those done twice are what an attempt has
+    reported beyond the last step that stands here as its own.
+    """
+    rows = [{**vars(place), "attempt": record.attempt} for record in records for place in seen_places([record])]
+    return pa.Table.from_pylist(rows, schema=_ORDER_COLUMNS)
 
 
 def rewards_table(records: Sequence[StepRecord]) -> pa.Table:

@@ -24,6 +24,7 @@ class RunFile(Record):
     output: Path
     ray_folder: Path
     processes: int
+    attempt: int
     max_images: int
     resume: bool
     parent: int  # process id of the stage: nothing of the run outlives it

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,47 @@ def test_an_attempt_killed_for_memory_is_tried_again_with_its_class_in_the_statu
     wait_phase(cluster, "memory", "Complete")
     assert stage(cluster, "memory", "sft")["retries"] == {"OutOfMemory": 1}
     assert "memory-sft-a2" in jobs(cluster, "memory")
+
+
+def test_metrics_add_up_to_what_the_status_of_a_run_says(cluster: Cluster, operator: RunningOperator) -> None:
+    sums = {"egt_stage_seconds_sum": "stage", "egt_stage_seconds_count": "stage", "egt_queue_seconds_sum": "stage",
+            "egt_failed_attempts_total": "stage", "egt_gpu_hours_total": "kind"}  # fmt: skip
+    kinds = {"stage": STAGES, "kind": ["used", "wasted", "saved"]}
+
+    def figures() -> dict[tuple[str, str], float]:
+        return {
+            (name, one): operator.figure(name, **{label: one}) for name, label in sums.items() for one in kinds[label]
+        }
+
+    SIMULATED.endings["counted"] = {("sft", 1): Ending(3.0, 1), ("rl", 1): Ending(3.0, 137, "OOMKilled")}
+    before = figures()
+    apply_with_keys(cluster, "counted")
+    wait_phase(cluster, "counted", "Complete")
+    counted = {place: value - before[place] for place, value in figures().items()}
+    stages = {one["name"]: one for one in status(cluster, "counted")["stages"]}
+    expected: dict[tuple[str, str], float] = {}
+    for name, one in stages.items():
+        took = datetime.fromisoformat(one["finished"]) - datetime.fromisoformat(one["started"])
+        expected |= {("egt_stage_seconds_count", name): 1, ("egt_stage_seconds_sum", name): took.total_seconds()}
+        expected["egt_queue_seconds_sum", name] = one["queueSeconds"]
+        expected["egt_failed_attempts_total", name] = sum(one["retries"].values())
+    for kind in kinds["kind"]:
+        expected["egt_gpu_hours_total", kind] = sum(one.get("gpuHours", {}).get(kind, 0.0) for one in stages.values())
+    assert counted == pytest.approx(expected, abs=1e-6)
+    assert counted["egt_failed_attempts_total", "sft"] == counted["egt_failed_attempts_total", "rl"] == 1
+    assert 0 < counted["egt_gpu_hours_total", "wasted"] < counted["egt_gpu_hours_total", "used"]
+
+
+def test_a_rank_that_is_silently_replaced_starts_all_ranks_anew(cluster: Cluster, operator: RunningOperator) -> None:
+    """training-operator makes a pod that was deleted by force again, while the other ranks wait for the old one."""
+    SIMULATED.endings["replaced"] = {("probe", 1): Ending(None)}
+    apply_with_keys(cluster, "replaced", probe={"workers": 2})
+    wait_for("probe runs", lambda: stage(cluster, "replaced", "probe").get("runningSince"), 60)
+    cluster.kubectl("delete", "pod", "replaced-probe-a1-worker-0", "-n", "team", "--force", "--grace-period=0")
+    wait_phase(cluster, "replaced", "Complete")
+    probe = stage(cluster, "replaced", "probe")
+    assert (probe["retries"], probe["attempt"]) == ({"NodeLost": 1}, 2)
+    assert "a pod was replaced while the others went on" in probe["lastFailure"]["message"]
 
 
 def test_suspend_ends_the_stage_and_resume_completes_the_run(cluster: Cluster, operator: RunningOperator) -> None:

@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 from build_egtrun import SETTINGS, egtrun
 from egt_operator.api import EGTRun
 from egt_operator.api_status import StageStatus
-from egt_operator.attempt import Evidence, Step, follow
+from egt_operator.attempt import Step, follow
+from egt_operator.attempt_times import Evidence
 from egt_operator.children import Job, Pod
 from egt_operator.plan import Phase
 from egt_pipeline.contract.graph import StageName

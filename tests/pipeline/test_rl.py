@@ -60,11 +60,12 @@ def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 def context(folder: Path, attempt: int = 1, **given: object) -> Context:
     work = open_store(StoreRef(uri=f"file://{folder}/store")).work(StageName.RL, "0123456789abcdef")
-    return Context(scratch=folder / f"scratch{attempt}", work=work, refs={}, **given)  # type: ignore[arg-type]
+    return Context(scratch=folder / f"scratch{attempt}", work=work, refs={}, attempt=attempt, **given)  # type: ignore[arg-type]
 
 
-def rows(folder: Path, name: str) -> list[tuple[object, ...]]:
-    return [tuple(row.values()) for row in pq.read_table(folder / name).to_pylist()]
+def order(folder: Path) -> list[tuple[object, ...]]:
+    columns = ["epoch", "step", "position", "sample_id"]
+    return [tuple(row.values()) for row in pq.read_table(folder / "order.parquet", columns=columns).to_pylist()]
 
 
 def run(folder: Path, model: Path, recipe: RLRecipe = RECIPE, attempt: int = 1, **given: object) -> Path:
@@ -89,7 +90,7 @@ def test_a_real_run_follows_the_plan_counts_outliers_and_leaves_a_model_that_loa
     seen: list[Progress] = []
     out = run(tmp_path, model, RECIPE.model_copy(update={"advantage_sigma": 0.5}), progress=seen.append)
 
-    assert rows(out, "order.parquet") == PLAN
+    assert order(out) == PLAN
     losses = pq.read_table(out / "losses.parquet").to_pylist()
     assert [row["step"] for row in losses] == [1, 2, 3, 4, 5, 6]
     # One of the two samples of each micro-batch was made an outlier, so about half of the tokens are.
@@ -182,8 +183,10 @@ def test_a_run_stopped_in_the_middle_goes_on_at_the_next_prompt(tmp_path: Path, 
     first = int(checkpoint[-6:])
     again: list[float] = []
     out = run(tmp_path, model, attempt=2, progress=lambda p: again.append(p.done))
-    assert rows(out, "order.parquet") == PLAN
+    assert order(out) == PLAN
     assert 2 <= first < 6
+    taken = pq.read_table(out / "order.parquet", columns=["step", "attempt"]).to_pylist()
+    assert all(row["attempt"] == (1 if row["step"] <= first else 2) for row in taken)
     records = (tmp_path / "scratch2" / "rl" / "steps.jsonl").read_text().splitlines()
     stopped = (tmp_path / "scratch1" / "rl" / "steps.jsonl").read_text().splitlines()
     assert records[:first] == stopped[:first], "what was trained before the stop is not trained again"
@@ -195,7 +198,7 @@ def test_frozen_vision_zero_3_a_reference_model_and_two_processes_keep_the_order
         update={"zero_stage": 3, "freeze_vision": True, "kl_coefficient": 0.01, "micro_batch_size": 1}
     )
     out = run(tmp_path, model, recipe, processes=2)
-    assert rows(out, "order.parquet") == PLAN
+    assert order(out) == PLAN
     _check_model(out / "model", model)
 
 

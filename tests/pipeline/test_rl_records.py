@@ -19,7 +19,7 @@ def sample(sample_id: str, reward: float, tokens: int, **more: object) -> dict[s
 
 def line(step: int, samples: list[dict[str, object]], **sums: float) -> str:
     defaults = {"tokens": 10.0, "clipped": 0.0, "rollout_gap": 0.0, "loss": 0.1, "ppo_clipped": 0.0}
-    fixed = {"step": step, "finished": 100.0 + 2.0 * step, "grad_norm": 0.5, "samples": samples}
+    fixed = {"step": step, "attempt": 1, "finished": 100.0 + 2.0 * step, "grad_norm": 0.5, "samples": samples}
     return json.dumps({**fixed, **defaults, **sums}) + "\n"
 
 
@@ -44,7 +44,8 @@ def test_tables_hold_what_the_steps_recorded(tmp_path: Path) -> None:
     )
     records = RecordTail(path).new()
     assert seen_places(records) == [Place(1, 1, 0, "a"), Place(1, 1, 1, "b"), Place(1, 2, 0, "c")]
-    assert order_table(seen_places(records)).column("sample_id").to_pylist() == ["a", "b", "c"]
+    assert order_table(records).column("sample_id").to_pylist() == ["a", "b", "c"]
+    assert order_table(records).column("attempt").to_pylist() == [1, 1, 1]
     losses = losses_table(records).to_pylist()
     assert [row["clipped_share"] for row in losses] == [0.5, 0.0]
     assert [row["filtered_share"] for row in losses] == [0.4, 0.0]

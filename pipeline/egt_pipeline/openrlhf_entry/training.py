@@ -74,6 +74,7 @@ class ActorTrainer(ppo_actor.ActorPPOTrainer):  # type: ignore[misc]
         sums = {name: sum(share[name] for _, share in gathered) for name in self._sums}
         line = {
             "step": self.actor.model.global_steps,  # DeepSpeed's own count of optimiser steps
+            "attempt": current_run().attempt,
             "samples": [sample for samples, _ in gathered for sample in samples],
             "finished": time.time(),
             "grad_norm": grad_norm,

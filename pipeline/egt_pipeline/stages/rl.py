@@ -67,6 +67,7 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
             output=out / "model",
             ray_folder=Path(ray_folder),
             processes=context.processes,
+            attempt=context.attempt,
             max_images=max(len(sample.images) for sample in selected),
             resume=_resume(folder, checkpoints),
             parent=os.getpid(),
@@ -178,9 +179,8 @@ class _Watch:
 
 def _collect(run: RunFile, steps: Sequence[PlannedStep], sample_ids: Sequence[str], out: Path) -> StageResult:
     records = RecordTail(run.records).new()
-    places = seen_places(records)
-    check_order(planned_places(steps, sample_ids), places)
-    pq.write_table(order_table(places), out / "order.parquet")
+    check_order(planned_places(steps, sample_ids), seen_places(records))
+    pq.write_table(order_table(records), out / "order.parquet")
     pq.write_table(losses_table(records), out / "losses.parquet")
     pq.write_table(rewards_table(records), out / "rewards.parquet")
     return StageResult(metrics=metrics_of(records))
