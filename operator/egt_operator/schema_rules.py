@@ -162,7 +162,7 @@ def _until_started(name: StageName) -> Rule:
     fields = [field for field in ("resources", "workers", "processes") if field in getattr(block, "model_fields", {})]
     same = " && ".join(f"self.spec.{name}.{field} == oldSelf.spec.{name}.{field}" for field in fields)
     return _rule(
-        f"!has(self.status) || !has(self.status.stages) || ({same})"
+        f"({same}) || !has(self.status) || !has(self.status.stages)"  # the cheapest first: every write pays for it
         f" || self.status.stages.all(stage, stage.name != '{name}' || stage.phase == 'Waiting')",
         f"spec.{name}: {', '.join(fields)} can change only until the stage starts",
     )
