@@ -4,6 +4,8 @@ Every stage's block is its recipe, flat, beside what says where it runs. What is
 a run lives; everything else is the identity of the run and is immutable in the cluster.
 """
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -177,7 +179,7 @@ class EGTRunSpec(Recipe):
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:
-        recipes = self.recipes()
+        recipes = self.recipes
         try:
             for name in recipes:
                 inputs_of(name, recipes)
@@ -197,7 +199,8 @@ class EGTRunSpec(Recipe):
         block: StageBlock = getattr(self, name)
         return block
 
-    def recipes(self) -> dict[StageName, Recipe]:
+    @cached_property
+    def recipes(self) -> Mapping[StageName, Recipe]:
         """The recipes of the enabled stages, in the order of the graph."""
         recipes: dict[StageName, Recipe] = {}
         for stage in STAGES:
@@ -228,6 +231,7 @@ class EGTRun(Recipe):
     status: EGTRunStatus | None = None
     """What was seen; written by the operator."""
 
-    def recipes(self) -> dict[StageName, Recipe]:
+    @property
+    def recipes(self) -> Mapping[StageName, Recipe]:
         """The recipes of the enabled stages, in the order of the graph."""
-        return self.spec.recipes()
+        return self.spec.recipes

@@ -73,9 +73,10 @@ class Cache:
         known = self._known[kind][key]
         if uid in known and version <= known[uid].version:
             return None
-        before, value = known.get(uid), _PARSE[kind](body)
+        before = known[uid].value if uid in known else None
+        value = KnownRun(body, before) if kind == "run" else _PARSE[kind](body)
         known[uid] = _Known(version, value)
-        return None if before is not None and before.value == value else key
+        return None if before == value else key
 
     def compare(self, kind: Kind, bodies: Iterable[Body], version: int) -> list[str]:
         """Bring one kind in line with a list of all its objects, made at ``version``; the keys of what was missed."""
@@ -99,4 +100,4 @@ class Cache:
             known.pop(key, None)
 
 
-_PARSE: Mapping[Kind, Callable[[Body], Any]] = {"run": KnownRun, "job": parse_job, "pod": parse_pod}
+_PARSE: Mapping[Kind, Callable[[Body], Any]] = {"job": parse_job, "pod": parse_pod}

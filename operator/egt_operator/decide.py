@@ -78,7 +78,7 @@ def _begun(run: EGTRun) -> EGTRunStatus:
     status = run.status or EGTRunStatus()
     if status.stages:
         return status
-    enabled = run.recipes()
+    enabled = run.recipes
     stages = (
         StageStatus(name=stage.name, phase=Phase.WAITING if stage.name in enabled else Phase.DISABLED)
         for stage in STAGES

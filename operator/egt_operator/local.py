@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,9 +57,9 @@ class LocalRun:
     fingerprint: Callable[[PrepareRecipe], str]
 
     @property
-    def recipes(self) -> dict[StageName, Recipe]:
+    def recipes(self) -> Mapping[StageName, Recipe]:
         """The recipes of the enabled stages."""
-        return self.run.recipes()
+        return self.run.recipes
 
     def links(self) -> dict[StageName, Link]:
         """The links of the run, as far as they are known. Raises ArtifactError when prepare's manifest is damaged."""

@@ -59,4 +59,4 @@ def links_of(run: EGTRun, status: EGTRunStatus) -> Mapping[StageName, Link]:
     prepare = next(stage for stage in status.stages if stage.name is StageName.PREPARE)
     known = prepare.digest if prepare.phase is Phase.SUCCEEDED else None
     content = prepare.content if known else None
-    return chain(run.recipes(), source_fingerprint=None, prepared=content, prepared_digest=known)
+    return chain(run.recipes, source_fingerprint=None, prepared=content, prepared_digest=known)

@@ -26,8 +26,8 @@ _KEPT = ("type", "format", "pattern", "minLength", "maxLength", "minItems", "max
 _KEPT_TOO = ("maximum", "enum", "description", "required")
 _TRANSLATED = ("properties", "items", "prefixItems", "additionalProperties", "default", "const", "anyOf", "$ref")
 _KNOWN = {*_KEPT, *_KEPT_TOO, *_TRANSLATED, "exclusiveMinimum", "exclusiveMaximum", "title", "$defs"}
-# Lists that several writers share. Stages of a status have one, and as a map they would cost the API server a fifth more
-# at every write: it keeps account of who owns each of their fields.
+# Lists that several write to. Only the operator writes stages; as a map they would cost the API server a fifth more
+# at every status: it keeps account of who owns each of their fields.
 _LIST_KEYS = {("EGTRunStatus", "conditions"): "type", ("Data", "evaluate"): "name"}
 _COLUMNS = (
     ("Stage", "string", ".status.stage", "The stage at work."),

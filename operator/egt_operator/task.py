@@ -32,7 +32,7 @@ def task_of(run: EGTRun, stage: StageStatus, links: Mapping[StageName, Link]) ->
         attempt=stage.attempt,
         workers=pods_of(run, stage.name),
         processes=getattr(run.spec.stage(stage.name), "processes", 1),
-        run_recipes={name: _dump(recipe) for name, recipe in run.recipes().items()} if prepare else {},
+        run_recipes={name: _dump(recipe) for name, recipe in run.recipes.items()} if prepare else {},
         scratch=f"{SCRATCH}/work",
         summary_path=SUMMARY,
     )

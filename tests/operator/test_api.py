@@ -19,7 +19,7 @@ def run(**changes: Any) -> EGTRun:
 
 
 def test_a_minimal_manifest_enables_every_stage_in_the_order_of_the_graph() -> None:
-    recipes = run().recipes()
+    recipes = run().recipes
     assert list(recipes) == [stage.name for stage in STAGES]
     assert {name: type(recipe) for name, recipe in recipes.items()} == {s.name: s.recipe for s in STAGES}
     for name in recipes:
@@ -39,7 +39,7 @@ def test_a_block_carries_every_field_of_its_recipe_and_the_value_reaches_it(stag
 
 def test_prepare_reads_the_model_and_the_data_of_the_run() -> None:
     spec = run(prepare__seed=7).spec
-    recipe = spec.recipes()[StageName.PREPARE]
+    recipe = spec.recipes[StageName.PREPARE]
     assert isinstance(recipe, PrepareRecipe)
     assert (recipe.model, recipe.data, recipe.seed) == (spec.model, spec.data, 7)
     assert set(PrepareStage.model_fields) - set(PrepareOptions.model_fields) == {"resources"}
@@ -48,7 +48,7 @@ def test_prepare_reads_the_model_and_the_data_of_the_run() -> None:
 @pytest.mark.parametrize("teacher_stays", [True, False])
 def test_without_distill_the_data_must_bring_responses(teacher_stays: bool) -> None:
     distill = {"enabled": False, **({"teacher": {"model": "t"}} if teacher_stays else {})}
-    recipes = run(distill=distill).recipes()
+    recipes = run(distill=distill).recipes
     prepare = recipes[StageName.PREPARE]
     assert StageName.DISTILL not in recipes
     assert isinstance(prepare, PrepareRecipe)
@@ -57,7 +57,7 @@ def test_without_distill_the_data_must_bring_responses(teacher_stays: bool) -> N
 
 def test_where_a_stage_runs_is_no_part_of_its_digest() -> None:
     def sft(**changes: Any) -> str:
-        recipe: Recipe = run(**changes).recipes()[StageName.SFT]
+        recipe: Recipe = run(**changes).recipes[StageName.SFT]
         return digest(StageName.SFT, STAGE_TYPES[StageName.SFT].revision, recipe, {})
 
     moved = sft(sft__processes=2, sft__resources={"gpu": 2, "memory": "64Gi", "cpu": 4}, sft__checkpointSteps=7)
@@ -98,9 +98,9 @@ def test_an_impossible_combination_is_refused_by_the_name_of_its_field(words: st
 
 def test_stages_that_nothing_needs_can_be_left_out() -> None:
     only_selection = run(rl__enabled=False, evaluate__enabled=False, data__evaluate=[])
-    assert list(only_selection.recipes()) == ["prepare", "distill", "sft", "probe", "curate"]
+    assert list(only_selection.recipes) == ["prepare", "distill", "sft", "probe", "curate"]
     off = {f"{name}__enabled": False for name in ("distill", "sft", "probe", "curate", "rl", "evaluate")}
-    assert list(run(**off).recipes()) == ["prepare"]
+    assert list(run(**off).recipes) == ["prepare"]
 
 
 def test_the_accuracy_baseline_is_accepted_with_several_generations() -> None:

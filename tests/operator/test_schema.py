@@ -161,11 +161,11 @@ def _paths(rule: str) -> list[str]:
     return [".".join(step for step in path.split(".") if "(" not in step) for path in found]
 
 
-def test_lists_of_named_things_merge_by_name() -> None:
+def test_lists_that_several_write_to_merge_by_name() -> None:
     found = dict(nodes(run_schema()))
     keys = {path: node.get("x-kubernetes-list-map-keys") for path, node in found.items() if node["type"] == "array"}
     named = {path: key for path, key in keys.items() if key}
-    assert named == {"status.conditions": ["type"], "status.stages": ["name"], "spec.data.evaluate": ["name"]}
+    assert named == {"status.conditions": ["type"], "spec.data.evaluate": ["name"]}
 
 
 def test_what_has_no_structural_form_is_an_error() -> None:

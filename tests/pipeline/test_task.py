@@ -49,7 +49,7 @@ def test_a_recipe_survives_json_with_its_digest() -> None:
     for stage in STAGES:
         recipe = make_recipes()[stage.name]
         again = stage.recipe.model_validate_json(recipe.model_dump_json(by_alias=True))
-        assert again.identity() == recipe.identity()
+        assert again.identity == recipe.identity
 
 
 def test_every_stage_reads_only_stages_before_it() -> None:

@@ -1,5 +1,6 @@
 """What every recipe is made of: frozen fields, and an identity that leaves placement out."""
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +24,7 @@ class Recipe(BaseModel):
         allow_inf_nan=False,
     )
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """The recipe as JSON data without its placement fields: what a digest is made of."""
         fields = type(self).model_fields
@@ -33,7 +35,7 @@ class Recipe(BaseModel):
 
 def _identity(value: Any) -> Any:
     if isinstance(value, Recipe):
-        return value.identity()
+        return value.identity
     if isinstance(value, tuple | list):
         return [_identity(item) for item in value]
     return value

@@ -36,7 +36,7 @@ def digest(stage: StageName, revision: int, recipe: Recipe, inputs: Mapping[str,
     ``inputs`` maps the input's name to the digest it is known by. Placement fields of the recipe do not count.
     """
     return content_digest(
-        {"stage": str(stage), "revision": revision, "recipe": recipe.identity(), "inputs": dict(inputs)}
+        {"stage": str(stage), "revision": revision, "recipe": recipe.identity, "inputs": dict(inputs)}
     )
 
 
