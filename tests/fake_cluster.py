@@ -5,7 +5,7 @@ It serves fast tests of histories. tests/cluster proves on a real API server tha
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -203,8 +203,8 @@ class FakeCluster:
     def _done(self) -> None:
         self.after(len(self.calls) - 1)
 
-    async def list_all(self, kind: Kind, _namespaces: Sequence[str]) -> tuple[list[Body], int]:
-        return copy.deepcopy(self.objects(kind)), self._version
+    async def pages(self, kind: Kind, _namespaces: Sequence[str]) -> AsyncIterator[tuple[list[Body], int]]:
+        yield copy.deepcopy(self.objects(kind)), self._version
 
     async def run(self, _namespace: str, name: str) -> Body | None:
         return copy.deepcopy(self._objects["run"].get(name))

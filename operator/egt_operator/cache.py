@@ -1,7 +1,7 @@
 """What the operator knows of runs, jobs and pods; a late event never replaces something newer."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ Kind = Literal["run", "job", "pod"]
 KINDS: tuple[Kind, ...] = ("job", "pod", "run")  # a run is looked at when the rest of it is known
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Known:
     version: int
     value: Any
@@ -74,17 +74,17 @@ class Cache:
         if uid in known and version <= known[uid].version:
             return None
         before = known[uid].value if uid in known else None
-        value = KnownRun(body, before) if kind == "run" else _PARSE[kind](body)
+        value = _PARSE[kind](body)
         known[uid] = _Known(version, value)
         return None if before == value else key
 
-    def compare(self, kind: Kind, bodies: Iterable[Body], version: int) -> list[str]:
-        """Bring one kind in line with a list of all its objects, made at ``version``; the keys of what was missed."""
-        listed, missed = set(), []
-        for body in bodies:
-            listed.add(body["metadata"]["uid"])
-            if key := self.keep(kind, body):
-                missed.append(key)
+    def keep_listed(self, kind: Kind, bodies: Iterable[Body]) -> list[str]:
+        """Remember one page of a list; the keys of what was missed."""
+        return [key for key in (self.keep(kind, body) for body in bodies) if key is not None]
+
+    def drop_unlisted(self, kind: Kind, listed: Container[str], version: int) -> list[str]:
+        """Forget what a list made at ``version`` does not hold, by uid; the keys of what was missed."""
+        missed = []
         for key, known in list(self._known[kind].items()):
             for uid in [uid for uid, old in known.items() if uid not in listed and old.version <= version]:
                 del known[uid]
@@ -100,4 +100,4 @@ class Cache:
             known.pop(key, None)
 
 
-_PARSE: Mapping[Kind, Callable[[Body], Any]] = {"job": parse_job, "pod": parse_pod}
+_PARSE: Mapping[Kind, Callable[[Body], Any]] = {"run": KnownRun, "job": parse_job, "pod": parse_pod}

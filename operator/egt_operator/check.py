@@ -13,7 +13,10 @@ from egt_operator.settings import Settings
 
 async def check(cluster: Cluster, settings: Settings) -> str:
     """What was found, in a line. Raises NotServed, Refused, or LookupError when no replica works."""
-    counts = {kind: len((await cluster.list_all(kind, settings.namespaces))[0]) for kind in KINDS}
+    counts = dict.fromkeys(KINDS, 0)
+    for kind in KINDS:
+        async for bodies, _ in cluster.pages(kind, settings.namespaces):
+            counts[kind] += len(bodies)
     first = None
     for _ in range(int(2 * DURATION_SECONDS / RETRY_SECONDS)):
         lease = await cluster.lease(settings.lease_namespace, settings.lease_name)

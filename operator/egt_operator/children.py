@@ -12,7 +12,7 @@ JOB_LABEL = "training.kubeflow.org/job-name"  # training-operator's own
 _EVICTED = ("Evicted", "Preempting", "Preempted")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pod:
     """One pod of an attempt."""
 
@@ -54,7 +54,7 @@ class Pod:
         return self.deleted + timedelta(seconds=patience_seconds) if self.deleted else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One PyTorchJob, which is one attempt of one stage."""
 

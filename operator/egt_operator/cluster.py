@@ -6,7 +6,6 @@ Watching is kopf's (see handlers); what is read here is read because a decision 
 import asyncio
 import contextlib
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -39,7 +38,7 @@ _MISSING = {
     "pytorchjobs": "install training-operator 1.9 or newer",
     "egtruns": "apply the definition that comes with the chart (crds.install)",
 }
-PAGE = 500  # objects of one answer
+PAGE = 100  # objects of one answer; one takes up to 100 kB of memory while it is read
 REQUEST_SECONDS = 30.0  # a request that takes longer has most likely lost its connection
 LOG_BYTES = 64 * 2**10  # of a log's end: progress is said every ten seconds
 
@@ -66,21 +65,18 @@ class Cluster:
     def __init__(self, client: ApiClient, bucket: Bucket) -> None:
         self._client, self._bucket = client, bucket
 
-    async def list_all(self, kind: Kind, namespaces: Sequence[str]) -> tuple[list[Body], int]:
-        """Every object of a kind that could be ours, and the version of the cluster that the list is of."""
-        found: list[Body] = []
-        version = 0
+    async def pages(self, kind: Kind, namespaces: Sequence[str]) -> AsyncIterator[tuple[list[Body], int]]:
+        """Every object of a kind that could be ours, page by page, and the version of the cluster that a page is of."""
         for scope in [f"/namespaces/{name}" for name in namespaces] or [""]:
             query = {"limit": PAGE, **({} if kind == "run" else {"labelSelector": RUN_LABEL})}
             while True:
                 page = json.loads(await self._page(LISTS[kind].format(scope=scope), query))
-                version = min(version or sys.maxsize, int(page["metadata"]["resourceVersion"]))
                 # A list leaves out what is the same of all its objects.
-                found += [{"apiVersion": page["apiVersion"], "kind": page["kind"][:-4], **one} for one in page["items"]]
+                same = {"apiVersion": page["apiVersion"], "kind": page["kind"][:-4]}
+                yield [{**same, **one} for one in page["items"]], int(page["metadata"]["resourceVersion"])
                 if not page["metadata"].get("continue"):
                     break
                 query = {**query, "continue": page["metadata"]["continue"]}
-        return found, version
 
     async def _page(self, path: str, query: Mapping[str, Any]) -> str:
         try:

@@ -8,6 +8,7 @@ What changed is told by announce.py, beside the work.
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -82,8 +83,12 @@ class Controller:
         """
         missed = 0
         for kind in KINDS:
-            bodies, version = await self._cluster.list_all(kind, self._settings.namespaces)
-            missed += len(self.cache.compare(kind, bodies, version))
+            listed, oldest = set[str](), sys.maxsize
+            async for bodies, version in self._cluster.pages(kind, self._settings.namespaces):
+                missed += len(self.cache.keep_listed(kind, bodies))
+                listed |= {body["metadata"]["uid"] for body in bodies}
+                oldest = min(oldest, version)
+            missed += len(self.cache.drop_unlisted(kind, listed, oldest))
         for key in self.cache.every_run():
             self.queue.add(key)
         self._telemetry.missed_events.inc(missed if self._refreshed else 0)
@@ -158,7 +163,7 @@ class Controller:
         try:
             run = known.read()
         except ValidationError as error:
-            if (known.body.get("status") or {}).get("phase") in TERMINAL:
+            if known.phase in TERMINAL:
                 return  # it has ended, in words of another version
             before, after = invalid(known, error, self._now())
             if after != before:

@@ -1,40 +1,48 @@
-"""A run as the operator remembers it: small, and read as an EGTRun once for all looks at it."""
+"""A run as the operator remembers it: as text, for thousands of them, and read anew at each look."""
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
-from egt_operator.api import EGTRun
+from pydantic import ValidationError
+
+from egt_operator.api import GROUP, KIND, VERSION, EGTRun, EGTRunSpec
 from egt_operator.api_status import EGTRunStatus
 from egt_operator.render import Owner
 
+_SPECS = 256  # of runs looked at last; a spec in memory is 30 kB, its text 4 kB
+
 
 class KnownRun:
-    """One version of a run. What the API server adds for others is left out."""
+    """One version of a run. What the API server adds for others is left out. Raises KeyError if it is no object."""
 
-    __slots__ = ("_before", "_run", "being_deleted", "body", "generation", "owner", "version")
+    __slots__ = ("_spec", "_status", "being_deleted", "generation", "owner", "phase", "version")
 
-    def __init__(self, body: Mapping[str, Any], before: "KnownRun | None" = None) -> None:
-        metadata = body["metadata"]
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        metadata, status = body["metadata"], body.get("status") or {}
         self.owner = Owner(metadata["name"], metadata["namespace"], metadata["uid"])
         self.version: str = metadata["resourceVersion"]
         self.generation: int = metadata.get("generation", 1)
         self.being_deleted = "deletionTimestamp" in metadata
-        named = {name: metadata[name] for name in ("name", "namespace")}
-        self.body = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": named, "spec": body["spec"]}
-        if body.get("status"):
-            self.body["status"] = body["status"]
-        self._run: EGTRun | None = None
-        # Only its status is new: what was read of the spec is still right.
-        same = before is not None and (before.owner, before.generation) == (self.owner, self.generation)
-        self._before = before._run if same and before is not None else None
+        self.phase: str | None = status.get("phase")
+        self._spec, self._status = json.dumps(body["spec"]), json.dumps(status) if status else None
 
     def read(self) -> EGTRun:
         """The run. Raises ValidationError when this operator cannot read it."""
-        if self._run is None:
-            if self._before is not None:
-                found = self.body.get("status")
-                status = EGTRunStatus.model_validate(found) if found else None
-                self._run, self._before = self._before.model_copy(update={"status": status}), None
-            else:
-                self._run = EGTRun.model_validate(self.body)
-        return self._run
+        metadata = {"name": self.owner.name, "namespace": self.owner.namespace}
+        run = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": metadata}
+        try:
+            return EGTRun.model_validate({**run, "spec": _spec(self._spec), "status": self.status()})
+        except ValidationError:  # once more, so that the error names the place in the whole
+            status = json.loads(self._status) if self._status else None
+            return EGTRun.model_validate({**run, "spec": json.loads(self._spec), "status": status})
+
+    def status(self) -> EGTRunStatus | None:
+        """What was said of it last. Raises ValidationError when that is of a newer operator."""
+        return EGTRunStatus.model_validate_json(self._status) if self._status else None
+
+
+@lru_cache(_SPECS)
+def _spec(text: str) -> EGTRunSpec:
+    return EGTRunSpec.model_validate_json(text)

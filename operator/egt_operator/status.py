@@ -58,7 +58,7 @@ def invalid(known: KnownRun, error: ValidationError, now: datetime) -> tuple[EGT
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     try:
-        before = EGTRunStatus.model_validate(known.body.get("status") or {})
+        before = known.status() or EGTRunStatus()
     except ValidationError:  # of a newer operator
         before = EGTRunStatus()
     refusals = [("Invalid", f"{place}: {first['msg']}")]

@@ -151,7 +151,10 @@ def test_an_event_that_is_there_is_no_error(place: Place) -> None:
 
 
 def test_a_list_has_whole_objects_and_the_version_that_it_is_of(place: Place) -> None:
-    found, version = place.do(lambda api: api.list_all("run", ()))
+    async def pages(api: Any) -> list[tuple[list[Any], int]]:
+        return [page async for page in api.pages("run", ())]
+
+    ((found, version),) = place.do(pages)
     assert [run["metadata"]["name"] for run in found] == ["digits"]
     assert found[0]["kind"] == "EGTRun"
     assert version >= int(found[0]["metadata"]["resourceVersion"])

@@ -45,15 +45,15 @@ def test_a_list_finds_what_was_missed_and_what_is_gone() -> None:
     cache = Cache()
     cache.keep("pod", pod(1, "stays"))
     cache.keep("pod", pod(2, "gone"))
-    missed = cache.compare("pod", [pod(1, "stays"), pod(7, "new")], version=9)
-    assert missed == ["team/digits", "team/digits"]
+    assert cache.keep_listed("pod", [pod(1, "stays"), pod(7, "new")]) == ["team/digits"]
+    assert cache.drop_unlisted("pod", {"stays", "new"}, version=9) == ["team/digits"]
     assert sorted(found.name for found in cache.pods("team/digits")) == ["new", "stays"]
 
 
 def test_a_list_that_is_older_than_an_event_does_not_undo_it() -> None:
     cache = Cache()
     cache.keep("pod", pod(12, "young"))
-    assert cache.compare("pod", [], version=9) == []
+    assert cache.drop_unlisted("pod", set(), version=9) == []
     assert [found.name for found in cache.pods("team/digits")] == ["young"]
 
 
@@ -71,6 +71,6 @@ def test_what_went_while_a_list_was_under_way_is_not_brought_back_by_it() -> Non
     cache = Cache()
     cache.keep("pod", pod(5))
     cache.keep("pod", pod(8), gone=True)
-    assert cache.compare("pod", [pod(5)], version=6) == []
+    assert cache.keep_listed("pod", [pod(5)]) == []
     assert cache.keep("pod", pod(7)) is None
     assert cache.pods("team/digits") == []

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from kubernetes.aio.client.exceptions import ApiException
 
+from egt_operator.cache import KINDS, Kind
 from egt_operator.cluster import Bucket, Cluster
 from egt_operator.cluster_errors import Conflict, NotServed, Refused
 from egt_operator.handlers import WATCHED
@@ -43,10 +44,14 @@ def cluster_of(recorder: Recorder) -> Cluster:
     return Cluster(recorder, Bucket(1000, 1000))  # type: ignore[arg-type]
 
 
+async def pages(cluster: Cluster, kind: Kind) -> list[tuple[list[Any], int]]:
+    return [page async for page in cluster.pages(kind, ())]
+
+
 async def every_call(cluster: Cluster) -> None:
     job = {"metadata": {"namespace": "team", "name": "job"}, "spec": {}}
-    for kind in ("run", "job", "pod"):
-        await cluster.list_all(kind, ())
+    for kind in KINDS:
+        await pages(cluster, kind)
     await cluster.run("team", "run")
     await cluster.write_status("team", "run", "1", {})
     await cluster.remove_run("team", "run", "uid")
@@ -98,7 +103,7 @@ def test_an_answer_becomes_what_it_means(status: int, error: type[Exception]) ->
 
 def test_a_kind_that_the_cluster_does_not_know_is_named_with_its_cure() -> None:
     with pytest.raises(NotServed, match=r"pytorchjobs\.kubeflow\.org: install training-operator"):
-        asyncio.run(cluster_of(Recorder(404)).list_all("job", ()))
+        asyncio.run(pages(cluster_of(Recorder(404)), "job"))
 
 
 def test_a_job_that_loses_a_field_to_an_older_definition_is_withdrawn() -> None:
