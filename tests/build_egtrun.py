@@ -11,7 +11,8 @@ from egt_operator.plan import Phase
 from egt_operator.settings import Settings
 from egt_operator.telemetry import Telemetry
 from egt_pipeline.contract.graph import STAGES, StageName
-from fake_cluster import Crash, FakeCluster
+from fake_cluster import FakeCluster
+from trouble import Crash
 
 SETTINGS = Settings(image="registry.example/egt@sha256:0", backoff_seconds=10, progress_seconds=1)
 KEY = "team/digits"

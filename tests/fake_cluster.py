@@ -19,10 +19,6 @@ Body = dict[str, Any]
 CONTENT = dict.fromkeys(("model", "sft", "rl", "rl-unlabelled", "evaluate"), "c0ffee")
 
 
-class Crash(BaseException):
-    """The operator was killed."""
-
-
 @dataclass(frozen=True)
 class Ending:
     """How the pods of an attempt end: after so many seconds of running, with this exit code, reason and message."""

@@ -14,10 +14,11 @@ STALL_SECONDS = 40.0  # longer than the client's read timeout
 
 @dataclass
 class Faults:
-    """Which faults are still to happen. ``log`` tells what did."""
+    """Which faults are still to happen. ``log`` tells what did, ``written`` to which paths somebody put something."""
 
     pending: dict[Fault, int] = field(default_factory=dict)
     log: list[Fault] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -41,6 +42,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        if self.command == "PUT":
+            self.faults.written.append(self.path.partition("?")[0])
         if self.faults.take("busy"):
             return self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>slow down</Message></Error>")
         if self.faults.take("reset"):

@@ -69,7 +69,7 @@ class Operator:
 
     async def _work(self) -> None:
         await self._controller.refresh()
-        # The collector took a seventh of the time: it looked at what stays again and again, and at every 700 new objects.
+        # The collector took a seventh of the time: it looked again and again at what stays, at every 700 new objects.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         async with asyncio.TaskGroup() as tasks:

@@ -37,29 +37,49 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterRun]:
         place.bring_sources()
         place.install()
         place.apply(example_manifest())
-        suspend_during_sft(place)
-        place.wait_complete(NAME, 3000)
         yield place
 
 
-def suspend_during_sft(place: ClusterRun) -> None:
-    """The run is suspended somewhere between two checkpoints of sft, and goes on."""
+@pytest.fixture(scope="module", autouse=True)
+def steps_said(place: ClusterRun) -> dict[str, float]:
+    """The run is suspended somewhere between two checkpoints of sft and of rl, goes on, and completes.
 
+    Returned is how many steps each had said to be done when it was suspended.
+    """
+    found = {stage: suspend_during(place, stage, steps) for stage, steps in (("sft", 50), ("rl", 12))}
+    place.wait_complete(NAME, 3000)
+    return found
+
+
+def suspend_during(place: ClusterRun, stage: str, after: int) -> float:
     def steps() -> float:
-        progress = place.stage(NAME, "sft").get("progress") or {}
+        progress = place.stage(NAME, stage).get("progress") or {}
         return float(progress.get("done", 0))
 
-    wait_for("sft has done some steps", lambda: steps() > 50, 1200)
+    wait_for(f"{stage} has done some steps", lambda: steps() > after, 1200)
     place.suspend(NAME, True)
     wait_for("the run is suspended", lambda: place.status(NAME)["phase"] == "Suspended", 300)
+    said = steps()
     place.suspend(NAME, False)
+    return said
 
 
-def test_a_stage_that_was_suspended_goes_on_as_its_next_attempt(place: ClusterRun) -> None:
-    """That no step is missing, and none done twice, is what its losses say, which are compared below."""
+def test_a_stage_that_was_suspended_goes_on_as_its_next_attempt(
+    place: ClusterRun, steps_said: dict[str, float]
+) -> None:
+    """That no step of sft is missing, and none done twice, is what its losses say, which are compared below."""
     stages = place.status(NAME)["stages"]
-    assert {stage["name"]: stage["attempt"] for stage in stages} == {name: 1 + (name == "sft") for name in STAGES}
-    assert place.stage(NAME, "sft")["retries"] == {}
+    attempts = {stage["name"]: stage["attempt"] for stage in stages}
+    assert attempts == {name: 1 + (name in steps_said) for name in STAGES}
+    assert all(stage["retries"] == {} for stage in stages)
+
+
+def test_rl_does_at_most_one_checkpoint_interval_twice(place: ClusterRun, steps_said: dict[str, float]) -> None:
+    order = place.table("rl", "order").to_pylist()
+    kept = max(row["step"] for row in order if row["attempt"] == 1)
+    assert {row["attempt"] for row in order if row["step"] > kept} == {2}
+    assert steps_said["rl"] - kept <= example_manifest()["spec"]["rl"].get("checkpointSteps", 50)
+    print(f"rl: {steps_said['rl']:.0f} steps said at the suspension, {kept} of them kept")
 
 
 def test_every_artifact_names_the_pod_that_made_it(place: ClusterRun) -> None:

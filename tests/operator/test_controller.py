@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from build_egtrun import cluster_with, drive, egtrun, running, stage_of, status_of
-from fake_cluster import Crash, Ending, FakeCluster
+from fake_cluster import Ending, FakeCluster
+from trouble import KilledAt
 
 STAGES = ["prepare", "distill", "sft", "probe", "curate", "rl", "evaluate"]
 FIRST_ATTEMPTS = [f"digits-{stage}-a1" for stage in STAGES]
@@ -213,15 +214,10 @@ def test_killed_before_or_after_any_call_the_operator_comes_to_the_same_end(scri
     drive(whole)
     for number in range(len(whole.calls)):
         for moment in ("before", "after"):
-            left = [number]
-
-            def crash(call: int, left: list[int] = left) -> None:
-                if left and call == left[0]:
-                    left.clear()
-                    raise Crash
-
-            cluster = cluster_with(script=script, **{moment: crash})
+            killed = KilledAt(number, moment)
+            cluster = cluster_with(script=script, before=killed.before, after=killed.after)
             drive(cluster)
+            assert killed.done
             assert outcome(cluster) == outcome(whole), f"killed {moment} call {number}: {whole.calls[number]}"
             assert len(set(cluster.created)) == len(cluster.created)
 

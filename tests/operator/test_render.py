@@ -1,6 +1,7 @@
 """The PyTorchJob of an attempt: restricted, by reference, and nothing left to chance."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from build_egtrun import SETTINGS, egtrun, prepared_status, stage_at_work
@@ -47,6 +48,45 @@ def test_the_pod_fits_the_restricted_standard() -> None:
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert spec["automountServiceAccountToken"] is False
     assert {next(iter(v.keys() - {"name"})) for v in spec["volumes"]} <= {"emptyDir", "downwardAPI", "secret"}
+
+
+def everything() -> dict[str, Any]:
+    """A spec that uses every field with which a user can reach a pod."""
+    endpoint = {"model": "m", "baseUrl": "http://m/v1", "apiKeyEnv": "M_KEY", "apiKeySecret": "m"}
+    return {
+        "podTemplate": {"labels": {"team": "a", "egt.dev/run": "other"}, "annotations": {TASK_ANNOTATION: "{}"}},
+        "store": {"uri": "s3://b/p", "credentialsSecret": "store", "caSecret": "ca"},
+        "distill": {"teacher": endpoint, "resources": {"cpu": 2, "memory": "4Gi", "gpu": 0}},
+        "rl": {"judge": {"kind": "endpoint", "endpoint": endpoint}, "resources": {"gpu": 8}},
+        "scheduling": {
+            "priorityClass": "high",
+            "nodeSelector": {"pool": "h200"},
+            "nodeAffinity": [{"key": "zone", "operator": "In", "values": ["a"]}],
+            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        },
+    }
+
+
+def places(value: Any) -> set[str]:
+    """Every field in a part of a pod, by its path; names of labels and resources are a user's and left out."""
+    if isinstance(value, list):
+        return {place for item in value for place in places(item)}
+    if not isinstance(value, dict):
+        return set()
+    own = {"limits", "requests", "nodeSelector"}
+    inside = {f"{name}.{place}" for name, item in value.items() if name not in own for place in places(item)}
+    return {name for name, item in value.items() if name in own or not places(item)} | inside
+
+
+def test_no_manifest_says_more_of_a_pod_than_this() -> None:
+    """No host path, no host network, no further container, no privilege: what pod_fields.txt lacks is not there."""
+    allowed = Path(__file__).with_name("pod_fields.txt").read_text().split()
+    found = [pod(job(stage, **everything())) for stage in StageName]
+    assert {place for one in found for place in places(one["spec"])} == set(allowed)
+    for one in found:
+        assert [container["name"] for container in one["spec"]["containers"]] == ["pytorch"]
+        assert one["metadata"]["labels"]["egt.dev/run"] == "digits"
+        assert one["metadata"]["annotations"][TASK_ANNOTATION] != "{}"
 
 
 def test_secrets_are_named_and_never_read() -> None:

@@ -1,0 +1,72 @@
+"""A probe of two workers, one of which is killed: what it had committed is not made again. All stages are real."""
+
+import json
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from chat_server import Answer, chat_server
+from cluster import running_cluster
+from cluster_run import BUCKET, ROOT, ClusterRun, small_manifest
+from control_plane import wait_for
+from fault_proxy import fault_proxy
+from node_agent import NodeShape
+from operator_process import operator_process
+from process_pods import ProcessPods, why_not
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+ROWS, CHUNK_ROWS = 40, 1
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterRun]:
+    with running_cluster(NodeShape(), ProcessPods) as cluster, operator_process(cluster.plane):
+        cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
+        cluster.plane.wait_established("egtruns.egt.dev")
+        keys = [f"--from-literal={name}={os.environ[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+        cluster.kubectl("create", "secret", "generic", "store", *keys)
+        (cluster.s3.folder / BUCKET).mkdir()
+        place = ClusterRun(cluster, tmp_path_factory.mktemp("lost-worker"))
+        place.bring_sources(sft=40, rl=ROWS, heldout=20)
+        yield place
+
+
+def test_a_killed_worker_costs_only_its_open_chunk(place: ClusterRun) -> None:
+    always_one = Answer(text="<think>The first says four, right.</think><answer>1</answer>")
+    with (
+        chat_server(lambda _request, _number: always_one) as teacher,
+        fault_proxy(place.cluster.s3.port) as (endpoint, seen),
+    ):
+        run = small_manifest()
+        run["metadata"]["name"] = "lost"
+        spec = run["spec"]
+        spec["store"] |= {"uri": f"s3://{BUCKET}/lost", "endpoint": endpoint}
+        spec["distill"]["teacher"]["baseUrl"] = teacher.base_url
+        spec["sft"] |= {"maxSteps": 2, "processes": 1}
+        spec["probe"] |= {"chunkRows": CHUNK_ROWS}
+        spec["rl"]["enabled"] = spec["evaluate"]["enabled"] = False
+        place.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(run))
+
+        def chunks() -> Counter[str]:
+            names = [re.search(r"/probe/.*/chunks/(part-\d+)", path) for path in list(seen.written)]
+            return Counter(name[1] for name in names if name)
+
+        wait_for("some chunks are committed", lambda: len(chunks()) >= 6, 300)
+        place.cluster.agent.signal("default", "lost-probe-a1-worker-0", signal.SIGKILL)
+        before = set(chunks())
+        place.wait_complete("lost", 300)
+        after = chunks()
+    assert len(before) < ROWS // CHUNK_ROWS == len(after)
+    again = {name for name, count in after.items() if count > 1}
+    print(f"{len(before)} chunks were there when it was killed; {len(again)} of {len(after)} were made twice")
+    assert len(again) <= 2  # the open chunk of the killed, and that of the other worker, which is stopped with it
+    assert place.stage("lost", "probe")["retries"] == {"Crash": 1}
+    assert place.table("probe", "entropies", "lost").num_rows == ROWS
