@@ -1,6 +1,7 @@
 """Keys that need a look: each waits once, however often it is asked for, and no two workers have the same one."""
 
 import asyncio
+import contextlib
 import heapq
 from collections import deque
 from collections.abc import Callable
@@ -49,10 +50,9 @@ class WorkQueue:
                 self._held[key] = False
                 return key
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), pause)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):  # wait_for of Python 3.11 may swallow a cancellation
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
 
     def done(self, key: str) -> None:
         """The worker has finished with ``key``."""

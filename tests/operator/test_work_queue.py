@@ -47,3 +47,26 @@ def test_a_key_that_is_due_comes_even_if_others_came_before() -> None:
         return [await queue.get(), await queue.get()]
 
     assert asyncio.run(history()) == ["now", "late"]
+
+
+def test_a_worker_that_is_cancelled_while_a_key_arrives_ends() -> None:
+    """What stops a worker is the loss of the lease: it must not look at one more run."""
+
+    async def history(steps: int) -> bool:
+        queue = WorkQueue(time.monotonic)
+        queue.add("later", 60.0)
+
+        async def work() -> None:
+            while True:
+                queue.done(await queue.get())
+
+        worker = asyncio.create_task(work())
+        await asyncio.sleep(0.01)
+        queue.add("now")
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        worker.cancel()
+        await asyncio.wait([worker], timeout=0.5)
+        return worker.cancelled()
+
+    assert all(asyncio.run(history(steps)) for steps in range(4))
