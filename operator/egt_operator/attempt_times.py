@@ -54,19 +54,19 @@ def settles(stage: StageStatus, seen: Seen, evidence: Evidence) -> datetime | No
     began = _began(evidence)
     if seen.state != "Running" or stage.running_since is not None or began is None:
         return None
-    return began + YOUNG if evidence.now < began + YOUNG else None
+    return began + YOUNG if began <= evidence.now < began + YOUNG else None  # in between: no node's clock is ahead
 
 
 def _began(evidence: Evidence) -> datetime | None:
-    """Since when all its pods run, by their own word; None if one has not begun. A node's clock may be ahead."""
+    """Since when all its pods run, by their own word; None if one has not begun."""
     starts = [pod.started for pod in evidence.pods]
     known = [start for start in starts if start is not None]
-    return min(max(known), evidence.now) if known and len(known) == len(starts) else None
+    return max(known) if known and len(known) == len(starts) else None
 
 
 def _begun(stage: StageStatus, evidence: Evidence) -> StageStatus:
-    """The stage with its pods running since they say so."""
-    began = _began(evidence) or evidence.now
+    """The stage with its pods running since they say so, or since now if a node's clock is ahead."""
+    began = min(_began(evidence) or evidence.now, evidence.now)
     waited = max((began - (stage.queued_since or began)).total_seconds(), 0.0)
     return stage.model_copy(
         update={
