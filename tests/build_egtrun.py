@@ -104,6 +104,7 @@ def drive(
                 for _ in range(4):  # a conflict or a created job wants another look at once
                     await controller.look(KEY)
                 await controller.announcer.post_waiting()
+                await controller.logs.read_waiting()
             except Crash:
                 controller = operator_of(cluster)
                 await controller.refresh()

@@ -22,6 +22,7 @@ from egt_operator.lease import Lease
 from egt_operator.settings import Settings
 from egt_operator.telemetry import JsonLines, Telemetry
 
+_LOG_READERS = 4  # a log of a node that does not answer takes ten seconds to be given up
 log = logging.getLogger("egt_operator")
 
 
@@ -70,12 +71,15 @@ class Operator:
     async def _work(self) -> None:
         await self._controller.refresh()
         # The collector took a seventh of the time: it looked again and again at what stays, at every 700 new objects.
+        gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch())
             tasks.create_task(self._controller.resync())
             tasks.create_task(self._controller.announcer.work())
+            for _ in range(_LOG_READERS):
+                tasks.create_task(self._controller.logs.work())
             for _ in range(self._settings.workers):
                 tasks.create_task(self._controller.work())
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from egt_operator.api import EGTRun
 from egt_operator.api_status import Failure, FailureClass, StageStatus, Stopping
-from egt_operator.attempt_times import FIRST_SECONDS, Evidence, clocked, ended, settles
+from egt_operator.attempt_times import FIRST_SECONDS, Evidence, clocked, ended, of_this_turn, settles
 from egt_operator.children import Pod
 from egt_operator.observe import HOPELESS, IMAGE, Cause, Seen, observe
 from egt_operator.plan import Phase
@@ -52,9 +52,10 @@ def follow(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settin
     """What has become of the attempt that ``stage`` says is under way."""
     if evidence.job is None:
         return _without_job(run, stage, evidence, settings)
-    seen = observe(evidence.job, evidence.pods, pods_of(run, stage.name))
+    job, evidence = evidence.job, replace(evidence, pods=of_this_turn(stage, evidence.pods))
+    seen = observe(job, evidence.pods, pods_of(run, stage.name))
     if seen.reason != "Starting" and settles(stage, seen, evidence) is None:  # each stage would cost one write more
-        stage = stage.model_copy(update={"job_uid": evidence.job.uid})
+        stage = stage.model_copy(update={"job_uid": job.uid})
     if seen.state == "Succeeded":
         over, active = ended(run, stage, evidence, wasted=False)
         return Step(over, active, summary=seen.summary)
@@ -77,6 +78,10 @@ def _without_job(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: 
     """The job is not made yet, or gone: by this operator's doing, or somebody else's."""
     if stage.job_uid is None and stage.stopping is None:
         if not wants_to_stop(run):
+            if writing(
+                evidence.pods, evidence.now, settings
+            ):  # of a job that somebody deleted before it was noted down
+                return Step(stage, evidence.active_seconds, wake=evidence.now + timedelta(seconds=_POLL_SECONDS))
             return Step(stage, evidence.active_seconds, create=True)
         stage = stage.model_copy(update={"stopping": "Suspend"})
     why = stage.stopping or "Deleted"
@@ -102,9 +107,10 @@ def _must_stop(
         return "RankReplaced", "a pod was replaced while the others went on; all ranks start again together"
     if _passed(stage.running_since, spec.active_deadline_seconds, now, evidence.active_seconds):
         return "Deadline", f"the run was active for activeDeadlineSeconds: {spec.active_deadline_seconds}"
-    if _passed(stage.queued_since, spec.queue_deadline_seconds, now):
+    if seen.state != "Running" and _passed(stage.queued_since, spec.queue_deadline_seconds, now):
         return "Deadline", f"waited for queueDeadlineSeconds: {spec.queue_deadline_seconds}: {seen.message}"
-    if stage.running_since and _passed(stage.progressed, spec.hang_deadline_seconds, now):
+    # A log that cannot be read says nothing about its stage.
+    if stage.running_since and evidence.heard and _passed(stage.progressed, spec.hang_deadline_seconds, evidence.heard):
         return "Hang", f"no progress for hangDeadlineSeconds: {spec.hang_deadline_seconds}"
     if seen.reason in (*HOPELESS, *IMAGE) and _passed(_placed(evidence.pods), settings.pending_seconds, now):
         return "Unstartable", f"{seen.reason}: {seen.message}"
@@ -144,7 +150,8 @@ def _next_deadline(
     if stage.queued_since and spec.queue_deadline_seconds is not None:
         due.append(stage.queued_since + timedelta(seconds=spec.queue_deadline_seconds))
     if stage.running_since and stage.progressed:
-        due.append(stage.progressed + timedelta(seconds=spec.hang_deadline_seconds))
+        hangs = stage.progressed + timedelta(seconds=spec.hang_deadline_seconds)
+        due += [hangs] if hangs > evidence.now else []
         young = (evidence.now - stage.running_since).total_seconds() < FIRST_SECONDS
         due.append(evidence.now + timedelta(seconds=FIRST_SECONDS if young else settings.progress_seconds))
     if (placed := _placed(evidence.pods)) and seen.reason in (*HOPELESS, *IMAGE):

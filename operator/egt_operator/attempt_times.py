@@ -18,12 +18,13 @@ FIRST_SECONDS = 5.0  # after which the first progress may stand in the log
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was seen of an attempt. ``active_seconds`` is what the run had spent before it."""
+    """What was seen of an attempt: ``heard`` is when its log was read, ``active_seconds`` what was spent before it."""
 
     now: datetime
     job: Job | None
     pods: Sequence[Pod]
     progress: Progress | None
+    heard: datetime | None
     active_seconds: float
 
 
@@ -31,22 +32,30 @@ def clocked(run: EGTRun, stage: StageStatus, seen: Seen, evidence: Evidence) -> 
     """The stage with its times and progress brought up to now, and the run's active seconds before this attempt."""
     now, active = evidence.now, evidence.active_seconds
     if seen.state != "Running":
-        if seen.state == "Queued" and stage.running_since is not None:  # its queue has taken the place away
+        if seen.state == "Queued" and evidence.pods:  # its queue has taken the place away
+            ran = stage.running_since is not None or _began(evidence) is not None
+            since = now if ran else stage.queued_since
             stage, active = ended(run, stage, evidence, wasted=True)
-            stage = stage.model_copy(update={"queued_since": now, "pods_created": None})
+            stage = stage.model_copy(update={"queued_since": since, "pods_created": _youngest(evidence)})
         message = None if seen.reason == "Starting" else seen.message
         return stage.model_copy(update={"reason": seen.reason, "message": message}), active
     if stage.running_since is None:
         if settles(stage, seen, evidence) is not None:
             return stage, active
-        created = max(pod.created for pod in evidence.pods)
-        stage = _begun(stage, evidence).model_copy(update={"progressed": now, "pods_created": created})
+        stage = _begun(stage, evidence).model_copy(update={"progressed": now, "pods_created": _youngest(evidence)})
     stage = stage.model_copy(update={"reason": None, "message": None})
     found = evidence.progress
     if found is not None and (stage.progress is None or found.done != stage.progress.done):
         progress = StageProgress(done=found.done, total=found.total, unit=found.unit)
         stage = stage.model_copy(update={"progress": progress, "progressed": now})
     return stage, active
+
+
+def of_this_turn(stage: StageStatus, pods: Sequence[Pod]) -> list[Pod]:
+    """Pods without those that a queue has taken away: their names come again, and they may take long to end."""
+    if stage.running_since is not None or stage.pods_created is None:
+        return list(pods)
+    return [pod for pod in pods if pod.created > stage.pods_created]
 
 
 def settles(stage: StageStatus, seen: Seen, evidence: Evidence) -> datetime | None:
@@ -64,10 +73,15 @@ def _began(evidence: Evidence) -> datetime | None:
     return max(known) if known and len(known) == len(starts) else None
 
 
+def _youngest(evidence: Evidence) -> datetime:
+    return max(pod.created for pod in evidence.pods)
+
+
 def _begun(stage: StageStatus, evidence: Evidence) -> StageStatus:
-    """The stage with its pods running since they say so, or since now if a node's clock is ahead."""
-    began = min(_began(evidence) or evidence.now, evidence.now)
-    waited = max((began - (stage.queued_since or began)).total_seconds(), 0.0)
+    """The stage with its pods running since they say so, within what can be: clocks of nodes may be wrong."""
+    began = _began(evidence) or evidence.now
+    began = min(max(began, stage.queued_since or began), evidence.now)
+    waited = (began - (stage.queued_since or began)).total_seconds()
     return stage.model_copy(
         update={
             "running_since": began, "queued_since": None, "queue_seconds": (stage.queue_seconds or 0.0) + waited,

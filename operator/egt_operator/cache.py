@@ -1,7 +1,7 @@
 """What the operator knows of runs, jobs and pods; a late event never replaces something newer."""
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,12 +78,8 @@ class Cache:
         known[uid] = _Known(version, value)
         return None if before == value else key
 
-    def keep_listed(self, kind: Kind, bodies: Iterable[Body]) -> list[str]:
-        """Remember one page of a list; the keys of what was missed."""
-        return [key for key in (self.keep(kind, body) for body in bodies) if key is not None]
-
     def drop_unlisted(self, kind: Kind, listed: Container[str], version: int) -> list[str]:
-        """Forget what a list made at ``version`` does not hold, by uid; the keys of what was missed."""
+        """Forget what a list made at ``version`` does not hold, by uid; the keys of the runs that it was of."""
         missed = []
         for key, known in list(self._known[kind].items()):
             for uid in [uid for uid, old in known.items() if uid not in listed and old.version <= version]:
@@ -94,10 +90,9 @@ class Cache:
         self._gone[kind] = set(), self._gone[kind][0]
         return missed
 
-    def forget(self, key: str) -> None:
-        """The run is gone, with all that belonged to it."""
-        for known in self._known.values():
-            known.pop(key, None)
+    def forget_run(self, key: str) -> None:
+        """The run is gone; its jobs and pods go by their own events."""
+        self._known["run"].pop(key, None)
 
 
 _PARSE: Mapping[Kind, Callable[[Body], Any]] = {"run": KnownRun, "job": parse_job, "pod": parse_pod}

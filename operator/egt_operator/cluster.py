@@ -40,6 +40,7 @@ _MISSING = {
 }
 PAGE = 100  # objects of one answer; one takes up to 100 kB of memory while it is read
 REQUEST_SECONDS = 30.0  # a request that takes longer has most likely lost its connection
+LOG_SECONDS = 10.0  # a node that takes longer does not answer
 LOG_BYTES = 64 * 2**10  # of a log's end: progress is said every ten seconds
 
 
@@ -129,9 +130,8 @@ class Cluster:
         """The end of a pod's log; empty if it has none yet."""
         path = f"{PODS.format(namespace=namespace)}/{pod}/log"
         try:
-            return await self._text(
-                "GET", path, query={"container": "pytorch", "tailLines": "40", "limitBytes": LOG_BYTES}
-            )
+            query = {"container": "pytorch", "tailLines": "40", "limitBytes": LOG_BYTES}
+            return await self._text("GET", path, query=query, seconds=LOG_SECONDS)
         except (ApiException, Refused) as error:
             if error.status in (400, 404):  # the container has not started, or the pod is gone
                 return ""
@@ -203,6 +203,7 @@ class Cluster:
         *,
         content: str = "application/json",
         query: Mapping[str, Any] | None = None,
+        seconds: float = REQUEST_SECONDS,
     ) -> str:
         await self._bucket.take()
         headers = {"Accept": "application/json", "Content-Type": content}
@@ -211,7 +212,7 @@ class Cluster:
             auth_settings=["BearerToken"],
         )  # fmt: skip
         try:
-            response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
+            response = await self._client.call_api(*request, _request_timeout=seconds)
             data: bytes = await response.read()  # type: ignore[no-untyped-call]
         except ApiException as error:
             raise meaning(error) from error

@@ -5,6 +5,7 @@ import json
 from aiohttp import ClientError
 from kubernetes.aio.client.exceptions import ApiException
 
+_DENIED = "denied the request"  # as the API server says it of an admission webhook
 TROUBLE = (ApiException, ClientError, OSError, TimeoutError)  # what passes, and is worth another try
 
 
@@ -33,6 +34,8 @@ def meaning(error: ApiException) -> Exception:
         message = said
     if error.status == 409:
         return Conflict(message)
+    if error.status == 403 and _DENIED in message:
+        return Refused(422, message)  # webhooks say no with 403, which else means that a permission is missing
     if error.status in (400, 403, 405, 413, 422):
         return Refused(error.status, message)
     return error

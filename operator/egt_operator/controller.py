@@ -21,8 +21,9 @@ from egt_operator.api_status import EGTRunStatus, StageStatus
 from egt_operator.cache import KINDS, Cache, Kind
 from egt_operator.cluster import Cluster
 from egt_operator.cluster_errors import TROUBLE, Conflict, Refused, told
-from egt_operator.decide import TERMINAL, Decision, World, decide, refused
+from egt_operator.decide import TERMINAL, Decision, World, decide, forbidden, refused
 from egt_operator.known_run import KnownRun
+from egt_operator.log_reader import LogReader
 from egt_operator.outcome import links_of
 from egt_operator.render import render
 from egt_operator.settings import Settings
@@ -34,7 +35,6 @@ from egt_operator.work_queue import WorkQueue
 
 _RETRY_SECONDS, _RETRY_LIMIT_SECONDS = 0.5, 60.0  # of a look that met trouble
 _FORBIDDEN = 403
-_STALE_MISSES = 2
 log = logging.getLogger("egt_operator")
 
 
@@ -52,12 +52,18 @@ class Controller:
         self._cluster, self._settings, self._telemetry = cluster, settings, telemetry
         self._now, self._clock = now, clock
         self.cache, self.queue, self.announcer = Cache(), WorkQueue(clock), Announcer(cluster, now)
-        self._witness = Witness(cluster, settings, self.cache, now, clock)
+        self.logs = LogReader(cluster, now, clock, self.queue.add)
+        self._witness = Witness(cluster, settings, self.cache, now, self.logs)
         self._troubles: dict[str, int] = {}
-        self._refreshed, self._misses = False, 0
+        self._unheard: dict[str, int] = {}  # what a list has shown and no watch has brought yet: uid, version
+        self.stale = False
+        """True while the watches miss what happens."""
 
     def heard(self, kind: Kind, body: Mapping[str, Any], *, gone: bool) -> None:
-        """Something happened to a run, a job or a pod."""
+        """A watch says that something happened to a run, a job or a pod."""
+        uid, version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
+        if self._unheard.get(uid, sys.maxsize) <= version or gone:
+            self._unheard.pop(uid, None)
         key = self.cache.keep(kind, body, gone=gone)
         if key is not None:
             self.queue.add(key)
@@ -79,26 +85,24 @@ class Controller:
         """Compare what is known with what is there, and ask for a look at every run.
 
         The first time, that is how everything becomes known before anything is done. Later it finds what a watch that
-        hangs has missed: once is bad luck, a second time in a row and the operator is ``stale``.
+        hangs has missed: what a list shows, and no watch has brought when the next list is made.
         """
-        missed = 0
+        missed, self._unheard = self._unheard, {}
         for kind in KINDS:
             listed, oldest = set[str](), sys.maxsize
             async for bodies, version in self._cluster.pages(kind, self._settings.namespaces):
-                missed += len(self.cache.keep_listed(kind, bodies))
-                listed |= {body["metadata"]["uid"] for body in bodies}
+                for body in bodies:
+                    listed.add(body["metadata"]["uid"])
+                    if (key := self.cache.keep(kind, body)) is not None:
+                        self.queue.add(key)
+                        self._unheard[body["metadata"]["uid"]] = int(body["metadata"]["resourceVersion"])
                 oldest = min(oldest, version)
-            missed += len(self.cache.drop_unlisted(kind, listed, oldest))
+            for key in self.cache.drop_unlisted(kind, listed, oldest):
+                self.queue.add(key)
         for key in self.cache.every_run():
             self.queue.add(key)
-        self._telemetry.missed_events.inc(missed if self._refreshed else 0)
-        self._misses = self._misses + 1 if missed and self._refreshed else 0
-        self._refreshed = True
-
-    @property
-    def stale(self) -> bool:
-        """True if the watches miss what happens."""
-        return self._misses >= _STALE_MISSES
+        self._telemetry.missed_events.inc(len(missed))
+        self.stale = bool(missed)
 
     async def resync(self) -> None:
         """Refresh again and again; ends only when it is cancelled."""
@@ -143,7 +147,7 @@ class Controller:
         try:
             body = await self._cluster.run(namespace, name)
             if body is None:
-                self.cache.forget(key)
+                self.cache.forget_run(key)
                 return
             self.cache.keep("run", body)
             for stage in (body.get("status") or {}).get("stages") or ():
@@ -157,23 +161,29 @@ class Controller:
         known = self.cache.run(key)
         if known is None or known.being_deleted:
             self._telemetry.run_is(key, None)
-            if known is None:
-                self.cache.forget(key)
+            self.logs.forget(key)
             return
         try:
             run = known.read()
         except ValidationError as error:
             if known.phase in TERMINAL:
                 return  # it has ended, in words of another version
-            before, after = invalid(known, error, self._now())
-            if after != before:
-                await self._write(known, before, after)
+            await self._say_invalid(key, known, error)
             return
         if run.spec.managed_by != MANAGER:
             return
         self._telemetry.run_is(key, run.status.phase if run.status else "Pending")
         world = await self._witness.world(key, known, run)
         await self._carry_out(key, known, run, world, decide(run, world, self._settings))
+
+    async def _say_invalid(self, key: str, known: KnownRun, error: ValidationError) -> None:
+        try:
+            before, after = invalid(known, error, self._now())
+        except ValidationError as unknown:
+            log.error("%s: its status is of a newer operator and stays: %s", key, unknown, extra={"run": key})
+            return
+        if after != before:
+            await self._write(known, before, after)
 
     async def _carry_out(self, key: str, known: KnownRun, run: EGTRun, world: World, decision: Decision) -> None:
         """The status first, so that a crash after any call leaves a memory of what was meant."""
@@ -213,7 +223,12 @@ class Controller:
             self.cache.keep("job", await self._cluster.create_job(render(run, world.owner, task, self._settings)))
         except Refused as error:
             known = self.cache.run(key)
-            if error.status == _FORBIDDEN or known is None:
-                raise  # it may be allowed later
+            if known is None:
+                return
+            if error.status == _FORBIDDEN:  # a permission or a quota: it may be allowed later
+                after = forbidden(run, decision.status, stage, world, str(error))
+                if after != decision.status:
+                    await self._write(known, decision.status, after)
+                raise
             await self._write(known, decision.status, refused(run, decision, world, str(error), self._settings))
         self.queue.add(key)

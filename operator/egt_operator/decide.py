@@ -31,7 +31,10 @@ _CLEANED_SECONDS = 15.0  # within it training-operator has removed the other pod
 
 @dataclass(frozen=True)
 class World:
-    """What was seen of one run. ``refusals`` are reasons and messages why it cannot start, as an unknown queue."""
+    """What was seen of one run. ``heard`` is when the log of its stage was read last.
+
+    ``refusals`` are reasons and messages why it cannot start, as an unknown queue.
+    """
 
     now: datetime
     generation: int
@@ -39,6 +42,7 @@ class World:
     jobs: Mapping[str, Job]
     pods: Sequence[Pod]
     progress: Progress | None = None
+    heard: datetime | None = None
     refusals: Sequence[tuple[str, str]] = ()
 
 
@@ -98,6 +102,7 @@ def _follow(run: EGTRun, status: EGTRunStatus, active: StageStatus, world: World
         # Pods of a deleted run of the same name may still be there; without a job, they are what has to be waited for.
         pods=[pod for pod in world.pods if pod.job == name and (job is None or pod.owner_uid == job.uid)],
         progress=world.progress,
+        heard=world.heard,
         active_seconds=status.active_seconds,
     )
     step = follow(run, active, evidence, settings)
@@ -207,4 +212,11 @@ def refused(run: EGTRun, decision: Decision, world: World, message: str, setting
         return decision.status
     cause = Cause("UserError", f"the API server refused the PyTorchJob: {message}")
     status = with_stage(decision.status, failed(run, decision.create, cause, world.now, settings))
+    return said(run, status, now=world.now, generation=world.generation, refusals=())
+
+
+def forbidden(run: EGTRun, status: EGTRunStatus, stage: StageStatus, world: World, message: str) -> EGTRunStatus:
+    """The status while the API server does not allow the next job."""
+    said_so = {"reason": "Forbidden", "message": f"the API server forbids the PyTorchJob: {message}"}
+    status = with_stage(status, stage.model_copy(update=said_so))
     return said(run, status, now=world.now, generation=world.generation, refusals=())

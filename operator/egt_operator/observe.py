@@ -65,10 +65,12 @@ def observe(job: Job, pods: Sequence[Pod], expected: int) -> Seen:
     An ended pod says more than its job, which hears of it later; the first rank's summary is the stage's.
     """
     alive = sum(pod.alive for pod in pods)
+    first = next((pod for pod in pods if pod.name.endswith("-master-0")), None)
+    if job.suspended and (first is None or first.phase != "Succeeded"):  # whatever its pods say: they were taken away
+        return Seen("Queued", "Queued", "waits for its queue to admit it", alive=alive)
     failed = [pod for pod in pods if pod.phase == "Failed" or (pod.alive and (pod.disruption or pod.lost))]
     if failed and job.outcome != "Succeeded":
         return Seen("Failed", cause=cause_of(_worst(failed)), alive=alive)
-    first = next((pod for pod in pods if pod.name.endswith("-master-0")), None)
     if first is not None and first.phase == "Succeeded":
         return _ended_well(first, alive)
     if job.outcome == "Failed":
@@ -76,8 +78,6 @@ def observe(job: Job, pods: Sequence[Pod], expected: int) -> Seen:
     if job.outcome == "Succeeded":
         # Its pod was removed before it was read. What it published is found by the next attempt.
         return Seen("Failed", cause=Cause("Crash", "the pod was removed before its last words were read"), alive=alive)
-    if job.suspended:
-        return Seen("Queued", "Queued", "waits for its queue to admit it", alive=alive)
     return _waiting(pods, expected, alive)
 
 

@@ -54,13 +54,13 @@ def said(run: EGTRun, status: EGTRunStatus, *, now: datetime, generation: int, r
 
 
 def invalid(known: KnownRun, error: ValidationError, now: datetime) -> tuple[EGTRunStatus, EGTRunStatus]:
-    """The status before and after of a run that this operator cannot read; nothing is started for it."""
+    """The status before and after of a run whose spec this operator cannot read; nothing is started for it.
+
+    Raises ValidationError when it cannot read the status either, which is then somebody else's memory.
+    """
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    try:
-        before = known.status() or EGTRunStatus()
-    except ValidationError:  # of a newer operator
-        before = EGTRunStatus()
+    before = known.status() or EGTRunStatus()
     refusals = [("Invalid", f"{place}: {first['msg']}")]
     verdict = Verdict("Pending", *refusals[0])
     found = _conditions(before.conditions, verdict, refusals, now=now, generation=known.generation)

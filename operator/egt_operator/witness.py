@@ -1,6 +1,5 @@
 """What is seen of a run when it is looked at: what the watches brought, and what has to be asked for."""
 
-import logging
 from collections.abc import Callable
 from datetime import datetime
 
@@ -9,18 +8,16 @@ from egt_operator.api_status import StageStatus
 from egt_operator.attempt_times import FIRST_SECONDS
 from egt_operator.cache import Cache
 from egt_operator.cluster import Cluster
-from egt_operator.cluster_errors import TROUBLE, Refused, told
 from egt_operator.decide import TERMINAL, World
 from egt_operator.known_run import KnownRun
-from egt_operator.progress import last_progress
+from egt_operator.log_reader import Heard, LogReader
 from egt_operator.settings import Settings
-from egt_pipeline.contract.task import Progress
 
-log = logging.getLogger("egt_operator")
+_HANG_SECONDS = 5.0  # between reads of the log of a stage that seems to hang
 
 
 class Witness:
-    """Sees runs. ``now`` is the time of day, ``clock`` monotonic seconds."""
+    """Sees runs. ``now`` is the time of day."""
 
     def __init__(
         self,
@@ -28,24 +25,24 @@ class Witness:
         settings: Settings,
         cache: Cache,
         now: Callable[[], datetime],
-        clock: Callable[[], float],
+        logs: LogReader,
     ) -> None:
-        self._cluster, self._settings, self._cache = cluster, settings, cache
-        self._now, self._clock = now, clock
-        self._read: dict[str, tuple[str, float]] = {}  # whose log was read last, and when
+        self._cluster, self._settings, self._cache, self._now, self._logs = cluster, settings, cache, now, logs
 
     async def world(self, key: str, known: KnownRun, run: EGTRun) -> World:
         """What is seen of the run. Raises what the API server answers."""
         active = next((s for s in (run.status.stages if run.status else ()) if s.phase == "Running"), None)
         if active is not None and active.job is not None:
             await self._hear_last_words(key, known.owner.namespace, active.job)
+        heard = self._heard(key, known, run, active)
         return World(
             now=self._now(),
             generation=known.generation,
             owner=known.owner,
             jobs=self._cache.jobs(key),
             pods=self._cache.pods(key),
-            progress=await self._progress(key, known, run, active),
+            progress=heard.progress if heard else None,
+            heard=heard.at if heard else None,
             refusals=await self._refusals(known.owner.namespace, run, active),
         )
 
@@ -60,24 +57,19 @@ class Witness:
         for body in await self._cluster.pods(namespace, name):
             self._cache.keep("pod", body)
 
-    async def _progress(self, key: str, known: KnownRun, run: EGTRun, active: StageStatus | None) -> Progress | None:
-        """The progress of a running stage, read from its log when it is time to, and before it is called hung."""
+    def _heard(self, key: str, known: KnownRun, run: EGTRun, active: StageStatus | None) -> Heard | None:
+        """What the log of a running stage has said; it is read when it is time to, and when the stage seems to hang."""
         if active is None or active.running_since is None or active.job is None:
-            self._read.pop(key, None)
+            self._logs.forget(key)
             return None
-        job, last = self._read.get(key, ("", 0.0))
-        silent = (self._now() - (active.progressed or active.running_since)).total_seconds()
-        if silent < run.spec.hang_deadline_seconds:
-            if job == active.job and self._clock() - last < self._settings.progress_seconds:
-                return None
-            if job != active.job and (self._now() - active.running_since).total_seconds() < FIRST_SECONDS:
-                return None
-        self._read[key] = active.job, self._clock()
-        try:
-            return last_progress(await self._cluster.log_end(known.owner.namespace, f"{active.job}-master-0"))
-        except (*TROUBLE, Refused) as error:  # a node that does not answer must not keep the run from being looked at
-            log.info("%s: no log of %s: %s", key, active.job, told(error), extra={"run": key})
-            return None
+        heard = self._logs.of(key, known.owner.namespace, active.job)
+        now = self._now()
+        silent = (now - (active.progressed or active.running_since)).total_seconds()
+        if heard.at is None and (now - active.running_since).total_seconds() < FIRST_SECONDS:
+            return heard
+        at_the_end = silent >= run.spec.hang_deadline_seconds
+        self._logs.ask(key, _HANG_SECONDS if at_the_end else self._settings.progress_seconds)
+        return heard
 
     async def _refusals(self, namespace: str, run: EGTRun, active: StageStatus | None) -> list[tuple[str, str]]:
         """Why no stage of the run can start."""

@@ -136,7 +136,8 @@ class History:
         self._controller = controller
         with contextlib.suppress(Crash, *TROUBLE):  # a process that cannot begin ends, and is started again
             await controller.refresh()
-            work = [controller.work(), controller.announcer.work(), controller.resync(), self._ended.wait()]
+            work = [controller.work(), controller.announcer.work(), controller.logs.work(), controller.resync()]
+            work.append(self._ended.wait())
             tasks = [asyncio.ensure_future(one) for one in work]
             done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             line.dead = True

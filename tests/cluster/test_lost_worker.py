@@ -28,7 +28,7 @@ ROWS, CHUNK_ROWS = 40, 1
 
 @pytest.fixture
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterRun]:
-    with running_cluster(NodeShape(), ProcessPods) as cluster, operator_process(cluster.plane):
+    with running_cluster(NodeShape(), ProcessPods) as cluster:
         cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
         cluster.plane.wait_established("egtruns.egt.dev")
         keys = [f"--from-literal={name}={os.environ[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
@@ -36,7 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterRun]:
         (cluster.s3.folder / BUCKET).mkdir()
         place = ClusterRun(cluster, tmp_path_factory.mktemp("lost-worker"))
         place.bring_sources(sft=40, rl=ROWS, heldout=20)
-        yield place
+        with operator_process(cluster.plane):
+            yield place
 
 
 def test_a_killed_worker_costs_only_its_open_chunk(place: ClusterRun) -> None:
@@ -52,7 +53,7 @@ def test_a_killed_worker_costs_only_its_open_chunk(place: ClusterRun) -> None:
         spec["distill"]["teacher"]["baseUrl"] = teacher.base_url
         spec["sft"] |= {"maxSteps": 2, "processes": 1}
         spec["probe"] |= {"chunkRows": CHUNK_ROWS}
-        spec["rl"]["enabled"] = spec["evaluate"]["enabled"] = False
+        spec["curate"]["enabled"] = spec["rl"]["enabled"] = spec["evaluate"]["enabled"] = False
         place.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(run))
 
         def chunks() -> Counter[str]:

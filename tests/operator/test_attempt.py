@@ -23,7 +23,7 @@ def look(placed: datetime) -> Step:
     stage = StageStatus(
         name=StageName.SFT, phase=Phase.RUNNING, attempt=1, job=job.name, job_uid="j", queued_since=NOW - HOUR
     )
-    return follow(EGTRun.model_validate(egtrun()), stage, Evidence(NOW, job, [pod], None, 0.0), SETTINGS)
+    return follow(EGTRun.model_validate(egtrun()), stage, Evidence(NOW, job, [pod], None, None, 0.0), SETTINGS)
 
 
 def test_waiting_for_a_node_is_no_part_of_the_patience_with_a_registry() -> None:

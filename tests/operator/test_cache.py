@@ -45,7 +45,7 @@ def test_a_list_finds_what_was_missed_and_what_is_gone() -> None:
     cache = Cache()
     cache.keep("pod", pod(1, "stays"))
     cache.keep("pod", pod(2, "gone"))
-    assert cache.keep_listed("pod", [pod(1, "stays"), pod(7, "new")]) == ["team/digits"]
+    assert [cache.keep("pod", listed) for listed in (pod(1, "stays"), pod(7, "new"))] == [None, "team/digits"]
     assert cache.drop_unlisted("pod", {"stays", "new"}, version=9) == ["team/digits"]
     assert sorted(found.name for found in cache.pods("team/digits")) == ["new", "stays"]
 
@@ -71,6 +71,6 @@ def test_what_went_while_a_list_was_under_way_is_not_brought_back_by_it() -> Non
     cache = Cache()
     cache.keep("pod", pod(5))
     cache.keep("pod", pod(8), gone=True)
-    assert cache.keep_listed("pod", [pod(5)]) == []
+    assert cache.keep("pod", pod(5)) is None
     assert cache.keep("pod", pod(7)) is None
     assert cache.pods("team/digits") == []

@@ -1,0 +1,100 @@
+"""What goes wrong around a run is told where its owner looks, or where the operator's owner does."""
+
+import asyncio
+from typing import Any
+
+from build_egtrun import KEY, cluster_with, drive, egtrun, operator_of, running, stage_of, status_of
+from egt_operator.cluster_errors import Refused
+from fake_cluster import Body, Ending, FakeCluster
+
+
+class Denying(FakeCluster):
+    """An API server that refuses jobs in these words, so many times."""
+
+    status, said, left = 403, "", 0
+
+    async def create_job(self, job: Body) -> Body:
+        if self.left:
+            self.left -= 1
+            raise Refused(self.status, self.said)
+        return await super().create_job(job)
+
+
+def denying(status: int, said: str, times: int) -> Denying:
+    cluster = Denying()
+    cluster.apply(egtrun())
+    cluster.status, cluster.said, cluster.left = status, said, times
+    return cluster
+
+
+def test_a_job_that_a_quota_forbids_says_so_and_is_made_when_it_may_be() -> None:
+    cluster = denying(403, "exceeded quota: gpus", 30)
+    drive(cluster, until=lambda c: bool(status_of(c)) and stage_of(c, "prepare").get("reason") == "Forbidden")
+    assert "exceeded quota: gpus" in stage_of(cluster, "prepare")["message"]
+    drive(cluster)
+    assert status_of(cluster)["phase"] == "Complete"
+    assert stage_of(cluster, "prepare")["retries"] == {}
+
+
+def test_a_status_that_is_not_understood_stays_as_it_is() -> None:
+    cluster = cluster_with(script=lambda *_: Ending(seconds=60))
+    drive(cluster, until=running("sft"))
+    run = cluster.objects("run")[0]
+    run["status"]["stages"][2]["phase"] = "Migrating"
+    cluster._store("run", run)
+    before, calls = dict(status_of(cluster)), len(cluster.calls)
+    controller = operator_of(cluster)
+
+    async def looks() -> None:
+        await controller.refresh()
+        await controller.look(KEY)
+
+    asyncio.run(looks())
+    assert (status_of(cluster), len(cluster.calls)) == (before, calls)
+
+
+def lists(heard: bool) -> Any:
+    """An operator that has listed three times; a pod changed after the first, of which its watch told or did not."""
+    cluster = cluster_with(script=lambda *_: Ending(seconds=600))
+    drive(cluster, until=running("prepare"))
+    controller = operator_of(cluster)
+
+    async def history() -> None:
+        for change in (False, True, False):
+            if change:
+                cluster.heard = lambda _kind, _body, _gone: None
+                pod = cluster.objects("pod")[0]
+                pod["status"] |= {"phase": "Failed"}
+                body = cluster._store("pod", pod)
+            await controller.refresh()
+            if change and heard:
+                controller.heard("pod", body, gone=False)
+
+    asyncio.run(history())
+    return controller
+
+
+def test_watches_that_never_tell_what_a_list_has_shown_are_stale() -> None:
+    assert lists(heard=False).stale
+
+
+def test_a_watch_that_is_only_later_than_a_list_is_not_stale() -> None:
+    assert not lists(heard=True).stale
+
+
+def test_a_pod_with_our_label_and_no_run_makes_no_watch_stale() -> None:
+    cluster = cluster_with(script=lambda *_: Ending(seconds=600))
+    drive(cluster, until=running("prepare"))
+    controller = operator_of(cluster)
+
+    async def history() -> None:
+        for number in range(4):
+            await controller.refresh()
+            pod = cluster.objects("pod")[0]
+            pod["metadata"]["labels"] = {**pod["metadata"]["labels"], "egt.dev/run": "nosuch"}
+            pod["status"]["phase"] = ("Running", "Pending")[number % 2]
+            cluster._store("pod", pod)
+            await controller.look("team/nosuch")
+
+    asyncio.run(history())
+    assert not controller.stale
