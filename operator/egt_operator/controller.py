@@ -218,7 +218,7 @@ class Controller:
         self.announcer.changed(owner, before, after)
 
     async def _create(self, key: str, run: EGTRun, world: World, decision: Decision, stage: StageStatus) -> None:
-        task = task_of(run, stage, links_of(run, decision.status))
+        task = task_of(run, stage, links_of(run, decision.status), self._settings)
         try:
             self.cache.keep("job", await self._cluster.create_job(render(run, world.owner, task, self._settings)))
         except Refused as error:

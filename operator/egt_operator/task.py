@@ -6,13 +6,14 @@ from typing import Any
 from egt_operator.api import EGTRun
 from egt_operator.api_status import StageStatus
 from egt_operator.render import CA_FOLDER, SCRATCH, SUMMARY, pods_of
+from egt_operator.settings import Settings
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.chain import Link
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.task import StoreRef, TaskFile
 
 
-def task_of(run: EGTRun, stage: StageStatus, links: Mapping[StageName, Link]) -> TaskFile:
+def task_of(run: EGTRun, stage: StageStatus, links: Mapping[StageName, Link], settings: Settings) -> TaskFile:
     """What the attempt that ``stage`` describes is handed; paths are those of its pod."""
     link, store = links[stage.name], run.spec.store
     prepare = stage.name is StageName.PREPARE
@@ -32,6 +33,7 @@ def task_of(run: EGTRun, stage: StageStatus, links: Mapping[StageName, Link]) ->
         attempt=stage.attempt,
         workers=pods_of(run, stage.name),
         processes=getattr(run.spec.stage(stage.name), "processes", 1),
+        grace_seconds=settings.grace_seconds,
         run_recipes={name: _dump(recipe) for name, recipe in run.recipes.items()} if prepare else {},
         scratch=f"{SCRATCH}/work",
         summary_path=SUMMARY,

@@ -45,6 +45,7 @@ class Context:
     workers: int = 1
     processes: int = 1  # how many processes a training stage spreads over on this machine
     progress: Callable[[Progress], None] = field(default=lambda _: None)
+    grace_seconds: float = 20.0  # from the request to stop to the end by force
     stopping: Callable[[], bool] = field(default=lambda: False)
 
     def fetch_committed(self, name: str, target: Path) -> bool:

@@ -99,6 +99,7 @@ def _context(
         workers=task.workers,
         processes=task.processes,
         progress=progress,
+        grace_seconds=task.grace_seconds,
         stopping=stopping,
     )
 

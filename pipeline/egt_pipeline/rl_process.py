@@ -14,12 +14,14 @@ from egt_pipeline.rl_run import RunFile, environment
 from egt_pipeline.store import check_space
 
 _POLL_SECONDS = 0.5
-_STOP_SECONDS = 12.0  # for the step under way and its checkpoint, within the 20 s between SIGTERM and SIGKILL
+_STOP_SHARE = 0.6  # of the grace, for the step under way and its checkpoint; the rest brings that to the store
 _LOG_CHARACTERS = 3000  # of the log's end that an error message repeats
 
 
-def train(run: RunFile, *, on_poll: Callable[[], None], stopping: Callable[[], bool]) -> None:
+def train(run: RunFile, *, on_poll: Callable[[], None], stopping: Callable[[], bool], grace_seconds: float) -> None:
     """Run to the end; ``on_poll`` is called twice a second and once more at the end.
+
+    Once ``stopping`` is true, ``grace_seconds`` are left.
 
     Raises StoppedError when ``stopping`` turns true, and what the run itself failed with, or EgtError with the end of
     its log.
@@ -37,7 +39,7 @@ def train(run: RunFile, *, on_poll: Callable[[], None], stopping: Callable[[], b
             start_new_session=True,  # a Ctrl-C is for the stage, which then asks for a checkpoint
         )
         try:
-            _watch(child, run, on_poll, stopping)
+            _watch(child, run, on_poll, stopping, _STOP_SHARE * grace_seconds)
         finally:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)  # Ray and vLLM follow: each dies with its parent
@@ -48,14 +50,18 @@ def train(run: RunFile, *, on_poll: Callable[[], None], stopping: Callable[[], b
 
 
 def _watch(
-    child: subprocess.Popen[bytes], run: RunFile, on_poll: Callable[[], None], stopping: Callable[[], bool]
+    child: subprocess.Popen[bytes],
+    run: RunFile,
+    on_poll: Callable[[], None],
+    stopping: Callable[[], bool],
+    stop_seconds: float,
 ) -> None:
     deadline = None
     while child.poll() is None:
         on_poll()
         if deadline is None and stopping():
             run.stop_request.touch()
-            deadline = time.monotonic() + _STOP_SECONDS
+            deadline = time.monotonic() + stop_seconds
         if deadline is not None and time.monotonic() > deadline:
             raise StoppedError("rl: stopped on request; the next attempt goes on from the last checkpoint")
         time.sleep(_POLL_SECONDS)

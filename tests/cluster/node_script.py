@@ -75,6 +75,6 @@ class SimulatedPods:
         if pod.killed.is_set():
             ending = Ending(exit_code=137)
         elif pod.terminating.is_set():
-            return
+            ending = Ending(exit_code=143)  # as a kubelet, which says how a pod ended before it goes
         ended = ending.terminated(started, now())
         await pod.report("Failed" if ending.exit_code else "Succeeded", [box_status(box, ended) for box in boxes])

@@ -87,7 +87,7 @@ def run_of(place: Place) -> dict[str, Any]:
 def job_of(place: Place) -> dict[str, Any]:
     run = EGTRun.model_validate(egtrun())
     owner = Owner("digits", "team", run_of(place)["metadata"]["uid"])
-    task = task_of(run, stage_at_work(StageName.SFT), links_of(run, prepared_status()))
+    task = task_of(run, stage_at_work(StageName.SFT), links_of(run, prepared_status()), SETTINGS)
     return render(run, owner, task, SETTINGS)
 
 

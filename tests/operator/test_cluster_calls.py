@@ -101,6 +101,13 @@ def test_an_answer_becomes_what_it_means(status: int, error: type[Exception]) ->
         asyncio.run(cluster.create_job({"metadata": {"namespace": "team", "name": "job"}, "spec": {}}))
 
 
+def test_what_a_webhook_denies_is_refused_for_good_and_a_missing_permission_is_not() -> None:
+    for said, status in (('admission webhook "v" denied the request: no', 422), ("may not create pytorchjobs", 403)):
+        with pytest.raises(Refused) as refused:
+            asyncio.run(cluster_of(Recorder(403, {"message": said})).create_job({"metadata": {"namespace": "t"}}))
+        assert refused.value.status == status
+
+
 def test_a_kind_that_the_cluster_does_not_know_is_named_with_its_cure() -> None:
     with pytest.raises(NotServed, match=r"pytorchjobs\.kubeflow\.org: install training-operator"):
         asyncio.run(pages(cluster_of(Recorder(404)), "job"))

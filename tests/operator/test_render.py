@@ -17,7 +17,8 @@ OWNER = Owner("digits", "team", "uid-1")
 
 def job(stage: StageName = StageName.PREPARE, **spec: Any) -> dict[str, Any]:
     run = EGTRun.model_validate(egtrun(**spec))
-    return render(run, OWNER, task_of(run, stage_at_work(stage), links_of(run, prepared_status())), SETTINGS)
+    task = task_of(run, stage_at_work(stage), links_of(run, prepared_status()), SETTINGS)
+    return render(run, OWNER, task, SETTINGS)
 
 
 def pod(found: dict[str, Any], kind: str = "Master") -> dict[str, Any]:

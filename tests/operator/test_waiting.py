@@ -11,6 +11,18 @@ def test_a_finished_run_is_removed_when_its_time_is_over() -> None:
     drive(cluster, until=lambda c: c.objects("run") == [])
 
 
+def test_a_log_that_cannot_be_read_keeps_no_run_waiting() -> None:
+    cluster = cluster_with(egtrun(hangDeadlineSeconds=60), script=lambda *_: Ending(seconds=150))
+
+    async def never(_namespace: str, _pod: str) -> str:
+        raise TimeoutError("the node does not answer")
+
+    cluster.log_end = never  # type: ignore[method-assign]
+    drive(cluster)
+    assert status_of(cluster)["phase"] == "Complete"
+    assert all(stage["retries"] == {} for stage in status_of(cluster)["stages"])
+
+
 def test_a_queue_that_is_made_later_is_noticed() -> None:
     cluster = cluster_with(egtrun(scheduling={"queue": "later"}))
     drive(cluster, until=lambda c: bool(status_of(c)))

@@ -29,8 +29,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "egt.environment" -}}
 - {name: HOSTNAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
 - {name: USER, value: egt}
-- {name: EGT_LEASE_NAME, value: {{ include "egt.name" . }}}
-- {name: EGT_LEASE_NAMESPACE, value: {{ .Release.Namespace }}}
+- {name: EGT_LEASE_NAME, value: {{ include "egt.name" . | quote }}}
+- {name: EGT_LEASE_NAMESPACE, value: {{ .Release.Namespace | quote }}}
 - {name: EGT_METRICS_PORT, value: {{ .Values.metrics.port | quote }}}
 - name: EGT_IMAGE
   value: {{ include "egt.image" (dict "image" .Values.pipelineImage "version" .Chart.AppVersion) }}

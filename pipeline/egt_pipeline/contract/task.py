@@ -77,6 +77,7 @@ class TaskFile(Record):
     attempt: int = 1
     workers: int = 1
     processes: int = 1
+    grace_seconds: float = 20.0  # between SIGTERM and SIGKILL
     run_recipes: dict[StageName, dict[str, Any]] = {}
     scratch: str
     summary_path: str | None = None

@@ -73,7 +73,7 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
             parent=os.getpid(),
         )
         watch = _Watch(described, context, checkpoints, RecordTail(described.records))
-        train(described, on_poll=watch, stopping=context.stopping)
+        train(described, on_poll=watch, stopping=context.stopping, grace_seconds=context.grace_seconds)
     return _collect(described, steps, [sample.sample_id for sample in selected], out)
 
 
