@@ -74,11 +74,12 @@ def test_a_stage_that_was_suspended_goes_on_as_its_next_attempt(
     assert all(stage["retries"] == {} for stage in stages)
 
 
-def test_rl_does_at_most_one_checkpoint_interval_twice(place: ClusterRun, steps_said: dict[str, float]) -> None:
+def test_rl_does_no_step_of_a_suspended_attempt_again(place: ClusterRun, steps_said: dict[str, float]) -> None:
     order = place.table("rl", "order").to_pylist()
-    kept = max(row["step"] for row in order if row["attempt"] == 1)
+    kept = max((row["step"] for row in order if row["attempt"] == 1), default=0)
     assert {row["attempt"] for row in order if row["step"] > kept} == {2}
-    assert steps_said["rl"] - kept <= example_manifest()["spec"]["rl"].get("checkpointSteps", 50)
+    assert kept > 0
+    assert steps_said["rl"] - kept <= 1  # its stop writes a checkpoint, so not even an interval is lost
     print(f"rl: {steps_said['rl']:.0f} steps said at the suspension, {kept} of them kept")
 
 

@@ -57,7 +57,9 @@ def test_a_killed_worker_costs_only_its_open_chunk(place: ClusterRun) -> None:
         place.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(run))
 
         def chunks() -> Counter[str]:
-            names = [re.search(r"/probe/.*/chunks/(part-\d+)", path) for path in list(seen.written)]
+            names = [
+                re.search(r"/probe/.*/chunks/(part-\d+).parquet/[0-9a-f]{16}$", path) for path in list(seen.written)
+            ]
             return Counter(name[1] for name in names if name)
 
         wait_for("some chunks are committed", lambda: len(chunks()) >= 6, 300)
