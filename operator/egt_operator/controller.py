@@ -87,7 +87,9 @@ class Controller:
         The first time, that is how everything becomes known before anything is done. Later it finds what a watch that
         hangs has missed: what a list shows, and no watch has brought when the next list is made.
         """
-        missed, self._unheard = self._unheard, {}
+        self.stale = bool(self._unheard)
+        self._telemetry.missed_events.inc(len(self._unheard))
+        self._unheard = {}
         for kind in KINDS:
             listed, oldest = set[str](), sys.maxsize
             async for bodies, version in self._cluster.pages(kind, self._settings.namespaces):
@@ -101,8 +103,6 @@ class Controller:
                 self.queue.add(key)
         for key in self.cache.every_run():
             self.queue.add(key)
-        self._telemetry.missed_events.inc(len(missed))
-        self.stale = bool(missed)
 
     async def resync(self) -> None:
         """Refresh again and again; ends only when it is cancelled."""
