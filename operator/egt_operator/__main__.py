@@ -69,7 +69,7 @@ class Operator:
                 await lease.release()  # after the last worker has stopped
 
     async def _work(self) -> None:
-        await self._controller.refresh()
+        await self._controller.begin()
         # The collector took a seventh of the time: it looked again and again at what stays, at every 700 new objects.
         gc.collect()
         gc.freeze()

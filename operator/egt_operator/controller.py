@@ -104,6 +104,17 @@ class Controller:
         for key in self.cache.every_run():
             self.queue.add(key)
 
+    async def begin(self) -> None:
+        """The first refresh; trouble, as of an API server that has just started, is waited out."""
+        while True:
+            try:
+                await self.refresh()
+            except TROUBLE as error:
+                log.warning("first look at the cluster: %s; tries again", told(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+
     async def resync(self) -> None:
         """Refresh again and again; ends only when it is cancelled."""
         while True:

@@ -1,7 +1,10 @@
 """What goes wrong around a run is told where its owner looks, or where the operator's owner does."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
+
+from kubernetes.aio.client.exceptions import ApiException
 
 from build_egtrun import KEY, cluster_with, drive, egtrun, operator_of, running, stage_of, status_of
 from egt_operator.cluster_errors import Refused
@@ -72,6 +75,22 @@ def lists(heard: bool) -> Any:
 
     asyncio.run(history())
     return controller
+
+
+def test_an_api_server_that_has_just_started_is_waited_for() -> None:
+    cluster = cluster_with()
+    pages, troubles = cluster.pages, [ApiException(status=429, reason="storage is (re)initializing")]
+
+    async def initializing(*given: Any) -> AsyncIterator[Any]:
+        if troubles:
+            raise troubles.pop()
+        async for page in pages(*given):
+            yield page
+
+    cluster.pages = initializing  # type: ignore[method-assign]
+    controller = operator_of(cluster)
+    asyncio.run(controller.begin())
+    assert controller.cache.every_run() == [KEY]
 
 
 def test_watches_that_never_tell_what_a_list_has_shown_are_stale() -> None:
