@@ -14,23 +14,9 @@ from egt_operator.cache import Kind
 from egt_operator.children import JOB_LABEL
 from egt_operator.cluster_errors import Conflict, Refused
 from egt_operator.render import RUN_LABEL, STAGE_LABEL, TASK_ANNOTATION
+from fake_stages import Ending, Script, summary
 
 Body = dict[str, Any]
-CONTENT = dict.fromkeys(("model", "sft", "rl", "rl-unlabelled", "evaluate"), "c0ffee")
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How the pods of an attempt end: after so many seconds of running, with this exit code, reason and message."""
-
-    seconds: float = 10.0
-    exit_code: int = 0
-    reason: str = ""
-    message: str | None = None
-    disruption: str = ""
-
-
-Script = Callable[[str, int], Ending]
 
 
 @dataclass
@@ -134,7 +120,7 @@ class FakeCluster:
             "finishedAt": self._time(),
         }
         ended["message"] = (
-            self._summary(task) if ending.message is None and not ending.exit_code else ending.message or ""
+            summary(task, self.published) if ending.message is None and not ending.exit_code else ending.message or ""
         )
         phase = "Failed" if ending.exit_code else "Succeeded"
         conditions = (
@@ -143,20 +129,6 @@ class FakeCluster:
         container = [{"name": "pytorch", "state": {"terminated": ended}}]
         pod["status"] |= {"phase": phase, "conditions": conditions, "containerStatuses": container}
         self._store("pod", pod)
-
-    def _summary(self, task: Mapping[str, Any]) -> str:
-        prepare = task["stage"] == "prepare"
-        digest = task["digest"] or "fa11ba5e00000000"
-        self.published[f"{task['stage']}/{digest}"] = task["stage"]
-        stages = {place.split("/")[0] for place in self.published}
-        news = {f"published.{stage}": True for stage in stages} | {"published.sft.seconds": 3600.0}
-        metrics = (
-            {name: v for name, v in news.items() if name.split(".")[1] in stages}
-            if prepare
-            else {"final.accuracy": 0.9}
-        )
-        return json.dumps({"stage": task["stage"], "digest": digest, "phase": "Succeeded", "exit_code": 0,
-                           "content": CONTENT if prepare else {}, "metrics": metrics})  # fmt: skip
 
     def _conclude(self, job: Body) -> None:
         """As training-operator 1.9.4 with cleanPodPolicy Running: a failed pod, or the end of the master, decides."""

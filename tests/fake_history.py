@@ -11,7 +11,8 @@ from build_egtrun import SETTINGS, egtrun, operator_of, status_of
 from egt_operator.cache import Kind
 from egt_operator.children import JOB_LABEL
 from egt_operator.controller import Controller
-from fake_cluster import Ending, FakeCluster
+from fake_cluster import FakeCluster
+from fake_stages import Ending
 from trouble import Crash, Trouble
 
 STAGES = ["prepare", "distill", "sft", "probe", "curate", "rl", "evaluate"]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from egt_operator.render import ATTEMPT_LABEL, RUN_LABEL, STAGE_LABEL, TASK_ANNOTATION
+from fake_stages import CONTENT
 from node_script import Ending
 
-CONTENT = dict.fromkeys(("model", "sft", "rl", "rl-unlabelled", "evaluate"), "c0ffee")
 Endings = dict[tuple[str, int], Ending]
 
 

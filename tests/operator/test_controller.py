@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from build_egtrun import cluster_with, drive, egtrun, running, stage_of, status_of
-from fake_cluster import Ending, FakeCluster
+from fake_cluster import FakeCluster
+from fake_stages import Ending
 from trouble import KilledAt
 
 STAGES = ["prepare", "distill", "sft", "probe", "curate", "rl", "evaluate"]

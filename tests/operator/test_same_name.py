@@ -4,7 +4,8 @@ import copy
 from typing import Any
 
 from build_egtrun import KEY, drive, egtrun, operator_of, status_of
-from fake_cluster import Ending, FakeCluster
+from fake_cluster import FakeCluster
+from fake_stages import Ending
 
 FIRST = [f"digits-{stage}-a1" for stage in ("prepare", "distill", "sft", "probe", "curate", "rl", "evaluate")]
 

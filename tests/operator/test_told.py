@@ -8,7 +8,8 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from build_egtrun import KEY, cluster_with, drive, egtrun, operator_of, running, stage_of, status_of
 from egt_operator.cluster_errors import Refused
-from fake_cluster import Body, Ending, FakeCluster
+from fake_cluster import Body, FakeCluster
+from fake_stages import Ending
 
 
 class Denying(FakeCluster):

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from build_egtrun import cluster_with, drive, egtrun, running, stage_of, status_of
-from fake_cluster import Ending
+from fake_stages import Ending
 
 
 def test_a_finished_run_is_removed_when_its_time_is_over() -> None:
