@@ -78,9 +78,7 @@ def _without_job(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: 
     """The job is not made yet, or gone: by this operator's doing, or somebody else's."""
     if stage.job_uid is None and stage.stopping is None:
         if not wants_to_stop(run):
-            if writing(
-                evidence.pods, evidence.now, settings
-            ):  # of a job that somebody deleted before it was noted down
+            if writing(evidence.pods, evidence.now, settings):  # somebody deleted the job before it was noted down
                 return Step(stage, evidence.active_seconds, wake=evidence.now + timedelta(seconds=_POLL_SECONDS))
             return Step(stage, evidence.active_seconds, create=True)
         stage = stage.model_copy(update={"stopping": "Suspend"})
