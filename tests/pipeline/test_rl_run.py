@@ -21,6 +21,7 @@ def described(recipe: RLRecipe, *, processes: int = 1, resume: bool = False) -> 
         output=folder,
         ray_folder=folder,
         processes=processes,
+        attempt=1,
         max_images=1,
         resume=resume,
         parent=1,
