@@ -19,7 +19,6 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "cluster")]
 
 import fake_history
 from cluster import running_cluster, simulated
-from control_plane import wait_for
 from node_agent import NodeShape
 from real_history import in_trouble, killed_anywhere
 from simulated_stages import SimulatedStages
@@ -46,7 +45,6 @@ def main() -> None:
     stages = SimulatedStages(seconds=0.3)
     with running_cluster(NodeShape(nodes=4, gpus=1000), simulated(stages)) as cluster:
         make_team(cluster)
-        wait_for("the ServiceAccount", lambda: cluster.kubectl("get", "sa", "default", "-n", "team"))
         killed = killed_anywhere(cluster)
         print(f"real, killed at a call: 2N = {len(killed)} histories, killed in {sum(h.lives > 1 for h in killed)} of "
               "them, each ended as the unbroken one")  # fmt: skip

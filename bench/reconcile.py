@@ -30,12 +30,9 @@ from node_agent import NodeShape
 from node_api import NodeApi
 from operator_process import RunningOperator, cpu_seconds, operator_process, peak_mib
 from simulated_stages import SimulatedStages
-from team_runs import make_team
+from team_runs import JOBS, PODS, RUNS, make_team
 
 STAGES = ("prepare", "sft", "probe", "curate", "rl")
-JOBS = "/apis/kubeflow.org/v1/namespaces/team/pytorchjobs"
-RUNS = "/apis/egt.dev/v1alpha1/namespaces/team/egtruns"
-PODS = "/api/v1/namespaces/team/pods"
 AT_ONCE = 32  # requests of this program, as kubectl of many users
 
 

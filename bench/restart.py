@@ -25,11 +25,8 @@ from node_agent import NodeShape
 from node_api import NodeApi
 from operator_process import operator_process, peak_mib
 from simulated_stages import SimulatedStages
-from team_runs import make_team
+from team_runs import JOBS, PODS, RUNS, make_team
 
-RUNS = "/apis/egt.dev/v1alpha1/namespaces/team/egtruns"
-JOBS = "/apis/kubeflow.org/v1/namespaces/team/pytorchjobs"
-PODS = "/api/v1/namespaces/team/pods"
 AT_ONCE = 32
 BAR_SECONDS = 15.0
 

@@ -76,9 +76,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     found.posting.enabled = False  # events of ours are said once, see events.py
     found.persistence.diffbase_storage = _NoDiffs()
     found.scanning.disabled = True  # what is watched is known; scanning needs rights on the whole cluster
-    found.queueing.idle_timeout = (
-        0.5  # each object that was heard of stays in memory for so long, five seconds by default
-    )
+    # So long each object that was heard of stays in memory whole; by default for five seconds.
+    found.queueing.idle_timeout = 0.5
     found.networking.request_timeout = 60
     found.watching.server_timeout, found.watching.client_timeout = 300, 310
     for resource in (JOBS, PODS):

@@ -15,7 +15,7 @@ _SPECS = 256  # of runs looked at last; a spec in memory is 30 kB, its text 4 kB
 
 
 class KnownRun:
-    """One version of a run. What the API server adds for others is left out. Raises KeyError if it is no object."""
+    """One version of a run. What the API server adds for others is left out."""
 
     __slots__ = ("_spec", "_status", "being_deleted", "generation", "owner", "phase", "version")
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from egt_operator.cluster import Cluster
@@ -22,7 +22,7 @@ class Heard:
     job: str
     progress: Progress | None = None
     at: datetime | None = None
-    asked: float = field(default=float("-inf"))
+    asked: float = float("-inf")
     waits: bool = False
 
 

@@ -1,9 +1,11 @@
 """A whole run on a test cluster, as its user starts it: data on S3, a teacher in a pod, helm install, kubectl apply."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from cluster import Cluster
+from cluster import Cluster, running_cluster
 from control_plane import wait_for
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import StoreRef
 from egt_pipeline.store import open_store
+from node_agent import NodeShape
+from process_pods import ProcessPods
 from s3_server import cache_folder
 from small_run import EGT, spec_of
+from team_runs import serve_runs
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "egt-demo"
@@ -68,10 +73,14 @@ class ClusterRun:
             # On this server a bucket is a folder and its objects are files; the truth stays at home.
             shutil.copytree(self.folder / name, self.bucket / name, ignore=shutil.ignore_patterns("truth.parquet"))
 
-    def install(self) -> None:
-        """The operator is installed from its chart and ready, and a teacher and the store's credentials are there."""
+    def bring_keys(self) -> None:
+        """The store's credentials are there."""
         keys = [f"--from-literal={name}={os.environ[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
         self.cluster.kubectl("create", "secret", "generic", "store", *keys)
+
+    def install(self) -> None:
+        """The operator is installed from its chart and ready, and a teacher and the store's credentials are there."""
+        self.bring_keys()
         self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps({**LIST, "items": [*teacher(), *cache()]}))
         quick = [
             "settings.cacheClaim=cache",
@@ -131,6 +140,18 @@ class ClusterRun:
         done = subprocess.run([EGT, *arguments], cwd=self.folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+
+@contextlib.contextmanager
+def without_operator(folder: Path, **sizes: int) -> Iterator[ClusterRun]:
+    """A cluster whose pods are processes, with everything that runs need but an operator; data of these sizes."""
+    with running_cluster(NodeShape(), ProcessPods) as cluster:
+        serve_runs(cluster)
+        (cluster.s3.folder / BUCKET).mkdir()
+        place = ClusterRun(cluster, folder)
+        place.bring_keys()
+        place.bring_sources(**sizes)
+        yield place
 
 
 def cache() -> list[dict[str, Any]]:

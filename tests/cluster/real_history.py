@@ -13,9 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
-from kubernetes.aio.client.configuration import Configuration
 
 from build_egtrun import egtrun
 from cluster import Cluster as WholeCluster
@@ -28,14 +26,10 @@ from egt_operator.telemetry import Telemetry
 from node_api import NodeApi
 from node_script import Ending
 from simulated_stages import SimulatedStages
+from team_runs import JOBS, PODS, RUNS, client_of
 from trouble import Crash, KilledAt, Trouble
 
-RUNS = "/apis/egt.dev/v1alpha1/namespaces/team/egtruns"
-WATCHED: dict[Kind, str] = {
-    "run": RUNS,
-    "job": "/apis/kubeflow.org/v1/namespaces/team/pytorchjobs",
-    "pod": "/api/v1/namespaces/team/pods",
-}
+WATCHED: dict[Kind, str] = {"run": RUNS, "job": JOBS, "pod": PODS}
 SETTINGS = Settings(image="egt-pipeline:test", backoff_seconds=0.5, progress_seconds=60, resync_seconds=4)
 AT_ONCE = 12
 PATIENCE_SECONDS = 300.0  # a run without trouble takes ten
@@ -177,12 +171,8 @@ async def play(cluster: WholeCluster, histories: Sequence[History]) -> None:
             await api.call("POST", RUNS, body)
             await history.play(client)
 
-    found = Configuration()
-    await config.load_kube_config(  # type: ignore[no-untyped-call]
-        config_file=str(cluster.kubeconfig), client_configuration=found
-    )
     watches = [asyncio.create_task(api.watch(path, ear(kind))) for kind, path in WATCHED.items()]
-    async with ApiClient(found) as client:
+    async with client_of(cluster) as client:
         await asyncio.gather(*(one(client, history) for history in histories))
         await asyncio.sleep(1.0)  # the last events of the last run
     for watch in watches:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import Cluster, running_cluster, simulated
-from control_plane import wait_for
 from node_agent import NodeShape
 from real_history import in_trouble, killed_anywhere
 from simulated_stages import SimulatedStages
@@ -20,7 +19,6 @@ SEEDS = 30
 def cluster() -> Iterator[Cluster]:
     with running_cluster(NodeShape(nodes=4, gpus=1000), simulated(STAGES)) as running:
         make_team(running)
-        wait_for("the ServiceAccount", lambda: running.kubectl("get", "sa", "default", "-n", "team"))
         yield running
 
 

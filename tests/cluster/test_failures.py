@@ -4,7 +4,6 @@ Stages are real and small; only the first two are needed, since every stage fail
 """
 
 import json
-import os
 import shutil
 import signal
 import threading
@@ -14,12 +13,10 @@ from typing import Any
 import pytest
 
 from chat_server import Answer, ChatServer, chat_server
-from cluster import running_cluster
-from cluster_run import BUCKET, ROOT, ClusterRun, small_manifest
+from cluster_run import BUCKET, ClusterRun, small_manifest, without_operator
 from control_plane import wait_for
-from node_agent import NodeShape
 from operator_process import RunningOperator, operator_process
-from process_pods import ProcessPods, limits_memory, why_not
+from process_pods import limits_memory, why_not
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,15 +29,8 @@ SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterRun]:
-    with running_cluster(NodeShape(), ProcessPods) as cluster:
-        cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
-        cluster.plane.wait_established("egtruns.egt.dev")
-        keys = [f"--from-literal={name}={os.environ[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
-        cluster.kubectl("create", "secret", "generic", "store", *keys)
-        (cluster.s3.folder / BUCKET).mkdir()
-        place = ClusterRun(cluster, tmp_path_factory.mktemp("failures"))
-        place.bring_sources(sft=40, rl=40, heldout=20)
-        yield place
+    with without_operator(tmp_path_factory.mktemp("failures"), sft=40, rl=40, heldout=20) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

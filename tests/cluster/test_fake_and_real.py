@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from kubernetes.aio import config
-from kubernetes.aio.client.api_client import ApiClient
-from kubernetes.aio.client.configuration import Configuration
 
 from build_egtrun import SETTINGS, egtrun, prepared_status, stage_at_work
 from cluster import Cluster as WholeCluster
@@ -25,7 +22,7 @@ from egt_pipeline.contract.graph import StageName
 from fake_cluster import FakeCluster
 from node_agent import NodeShape
 from simulated_stages import SimulatedStages
-from team_runs import make_team
+from team_runs import client_of, make_team
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
@@ -56,11 +53,7 @@ class Real:
 
     def do(self, act: Act) -> Any:
         async def inside() -> Any:
-            found = Configuration()
-            await config.load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=str(self.cluster.kubeconfig), client_configuration=found
-            )
-            async with ApiClient(found) as client:
+            async with client_of(self.cluster) as client:
                 return await act(Cluster(client, Bucket(1000, 1000)))
 
         return asyncio.run(inside())
@@ -70,7 +63,6 @@ class Real:
 def real_cluster() -> Iterator[WholeCluster]:
     with running_cluster(NodeShape(), simulated(SimulatedStages(seconds=3600))) as running:
         make_team(running)
-        wait_for("the ServiceAccount", lambda: running.kubectl("get", "sa", "default", "-n", "team"))
         yield running
 
 

@@ -1,7 +1,6 @@
 """A probe of two workers, one of which is killed: what it had committed is not made again. All stages are real."""
 
 import json
-import os
 import re
 import signal
 from collections import Counter
@@ -10,13 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from chat_server import Answer, chat_server
-from cluster import running_cluster
-from cluster_run import BUCKET, ROOT, ClusterRun, small_manifest
+from cluster_run import BUCKET, ClusterRun, small_manifest, without_operator
 from control_plane import wait_for
 from fault_proxy import fault_proxy
-from node_agent import NodeShape
 from operator_process import operator_process
-from process_pods import ProcessPods, why_not
+from process_pods import why_not
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,16 +25,11 @@ ROWS, CHUNK_ROWS = 40, 1
 
 @pytest.fixture
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterRun]:
-    with running_cluster(NodeShape(), ProcessPods) as cluster:
-        cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "egtruns.yaml"))
-        cluster.plane.wait_established("egtruns.egt.dev")
-        keys = [f"--from-literal={name}={os.environ[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
-        cluster.kubectl("create", "secret", "generic", "store", *keys)
-        (cluster.s3.folder / BUCKET).mkdir()
-        place = ClusterRun(cluster, tmp_path_factory.mktemp("lost-worker"))
-        place.bring_sources(sft=40, rl=ROWS, heldout=20)
-        with operator_process(cluster.plane):
-            yield place
+    with (
+        without_operator(tmp_path_factory.mktemp("lost-worker"), sft=40, rl=ROWS, heldout=20) as found,
+        operator_process(found.cluster.plane),
+    ):
+        yield found
 
 
 def test_a_killed_worker_costs_only_its_open_chunk(place: ClusterRun) -> None:

@@ -29,7 +29,6 @@ def cluster() -> Iterator[Cluster]:
         make_team(running)
         # Whatever pod of a run this namespace takes fits the strictest of Kubernetes' standards.
         running.kubectl("label", "namespace", "team", "pod-security.kubernetes.io/enforce=restricted")
-        wait_for("the ServiceAccount", lambda: running.kubectl("get", "sa", "default", "-n", "team"))
         running.kubectl("create", "secret", "generic", "store", "-n", "team", "--from-literal=AWS_ACCESS_KEY_ID=a",
                         "--from-literal=AWS_SECRET_ACCESS_KEY=b")  # fmt: skip
         yield running
