@@ -12,8 +12,10 @@ RUN python3 -m venv /opt/build \
 COPY LICENSE README.md pyproject.toml ./
 COPY operator operator
 COPY pipeline pipeline
+# uv leaves a lock that anybody may write to.
 RUN /opt/build/bin/uv pip install --no-cache --python /opt/egt/bin/python --no-deps \
-        --build-constraints requirements/build.txt --compile-bytecode .
+        --build-constraints requirements/build.txt --compile-bytecode . \
+    && rm -f /opt/egt/.lock
 
 FROM ${BASE}
 COPY --from=install /opt/egt /opt/egt

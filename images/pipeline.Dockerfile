@@ -26,8 +26,10 @@ RUN ln -s libcudart.so.13 /opt/egt/lib/python3.12/site-packages/nvidia/cu13/lib/
 COPY LICENSE README.md pyproject.toml ./
 COPY operator operator
 COPY pipeline pipeline
+# uv leaves a lock that anybody may write to.
 RUN /opt/build/bin/uv pip install --no-cache --python /opt/egt/bin/python --no-deps \
-        --build-constraints requirements/build.txt --compile-bytecode .
+        --build-constraints requirements/build.txt --compile-bytecode . \
+    && rm -f /opt/egt/.lock
 
 FROM system
 COPY --from=install /opt/egt /opt/egt
