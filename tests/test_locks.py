@@ -35,3 +35,10 @@ def test_every_lock_is_what_its_sources_resolve_to(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     stale = [file.name for file in REQUIREMENTS.glob("*.txt") if file.read_text() != (copy / file.name).read_text()]
     assert stale == [], "run `make lock`"
+
+
+def test_the_cuda_compiler_of_the_pipeline_is_of_the_release_that_its_headers_are_of() -> None:
+    """DeepSpeed compiles its optimizer where it runs; headers of CUDA 13.0 refuse the compiler of 13.5."""
+    pins = locked("gpu")
+    releases = {name: pins[name].split(".")[:2] for name in ("nvidia-cuda-runtime", "nvidia-cuda-nvcc", "nvidia-nvvm")}
+    assert len({tuple(release) for release in releases.values()}) == 1, releases
