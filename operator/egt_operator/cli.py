@@ -14,14 +14,18 @@ from rich.table import Table
 
 from egt_operator.api import EGTRun
 from egt_operator.api_parts import StoreSpec
+from egt_operator.estimate import estimate, prepared_metrics
+from egt_operator.fit import refusals
+from egt_operator.geometry import geometry_of
 from egt_operator.local import LocalRun, StageOutcome, outcome, run_local, state_folder
 from egt_operator.local_view import LocalView
 from egt_operator.manifest_file import load_run
 from egt_operator.plan import forecast
+from egt_operator.plan_view import as_data, print_estimate, print_forecast
 from egt_operator.schema import generated_files
 from egt_pipeline.cli import data_app, model_app
 from egt_pipeline.contract.chain import Link
-from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError
+from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError, UnavailableError
 from egt_pipeline.contract.fingerprint import missing_sources
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import StoreRef
@@ -77,21 +81,32 @@ def local_run(file: ManifestFile, store: StoreOption = None, output: OutputOptio
 
 @typer_app.command("plan")
 def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOption = "text") -> None:
-    """Say per stage what a run would do now, and why. Exit code 0: nothing would run; 2: something would."""
-    wants_json = _is_json(output)
-    local = _open(load_run(file), store)
-    links, found = local.chain()
+    """Say per stage what a run would do now, why, and what it needs: GPUs, memory, disk, hours.
+
+    Exit code 0: nothing would run; 2: something would; 64: a stage that would run does not fit its GPUs.
+    """
+    wants_json, run = _is_json(output), load_run(file)
+    console, known = Console(), geometry_of(run.spec.model)
+    try:
+        local = _open(run, store)
+        links, found = local.chain()
+    except UnavailableError:  # what the manifest alone says needs no store
+        if not wants_json:
+            print_estimate(console, estimate(run, known, {}))
+        raise
     lines = forecast(links, set(found), local.past())
+    needs = estimate(run, known, prepared_metrics(found))
+    refused = refusals(run.spec, needs, {line.name for line in lines if line.action == "run"})
     if wants_json:
-        print(json.dumps([vars(line) for line in lines]))
+        print(json.dumps([as_data(line, needs, refused) for line in lines]))
     else:
-        table = Table("stage", "action", "digest", "reason")
-        for line in lines:
-            table.add_row(line.name, line.action, line.digest or "", line.reason)
-        Console().print(table)
+        print_forecast(console, lines)
+        print_estimate(console, needs)
     if any(line.name == "prepare" and line.action == "run" for line in lines):
         for missing in missing_sources(links[StageName.PREPARE].recipe):  # type: ignore[arg-type]
             print(f"prepare will fail: {missing}", file=sys.stderr)
+    if refused:
+        raise TaskError("\n".join(map(str, refused)))
     if any(line.action == "run" for line in lines):
         raise typer.Exit(_CHANGES_EXIT)
 

@@ -1,0 +1,131 @@
+"""What ``egt plan`` prints of an estimate: two tables, what they take for granted, and what does not fit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from egt_operator.estimate import Estimate
+from egt_operator.fit import GIB, Refusal
+from egt_operator.memory import Memory
+from egt_operator.plan import Forecast
+from egt_operator.stage_cost import Between
+from egt_operator.stage_memory import Phase
+
+_KINDS = ("weights", "gradients", "optimiser", "activations", "kv_cache", "overhead")
+
+
+def print_forecast(console: Console, lines: Sequence[Forecast]) -> None:
+    """What each stage would do now, and why."""
+    table = Table("stage", "action", "digest", "reason")
+    for line in lines:
+        table.add_row(line.name, line.action, line.digest or "", line.reason)
+    console.print(table)
+
+
+def print_estimate(console: Console, found: Estimate) -> None:
+    """Work and time of each stage, memory of each phase, and what was taken for granted."""
+    console.print(_work(found))
+    if any(stage.phases for stage in found.stages.values()):
+        console.print(_memory(found))
+    for note in notes(found):
+        console.print(f"· {note}", highlight=False)
+
+
+def _work(found: Estimate) -> Table:
+    table = Table("stage", title="what it takes", title_justify="left")
+    for column in ("GPUs", "disk a pod, GB", "generations", "GPU-hours", "hours"):
+        table.add_column(column, justify="right")
+    for name, stage in found.stages.items():
+        hours, gpus = stage.gpu_hours, stage.gpus
+        each = Between(hours.low / gpus, hours.high / gpus) if hours and gpus else None
+        disk = f"{stage.disk / 1e9:,.1f}" if stage.disk else ""
+        table.add_row(name, str(gpus or ""), disk, _between(stage.generations), _between(hours), _between(each))
+    total = found.gpu_hours
+    if total is not None:
+        table.add_section()
+        table.add_row("all", "", "", "", _between(total), "")
+    return table
+
+
+def _memory(found: Estimate) -> Table:
+    limit = found.offer.memory
+    gpu = any(stage.gpus for stage in found.stages.values())
+    title = "GiB a GPU at the peak" if gpu else "GiB a process at the peak"
+    table = Table("stage", title=title, title_justify="left")
+    for column in ("weights", "gradients", "optimiser", "activations", "KV cache", "other", "total"):
+        table.add_column(column, justify="right")
+    if limit is not None:
+        table.add_column(f"of {limit / GIB:.0f}", justify="right")
+    for name, stage in found.stages.items():
+        for phase in stage.phases:
+            kinds = [_gib(getattr(phase.memory, kind)) for kind in _KINDS]
+            fits = [_fits(phase, limit)] if limit is not None else []
+            label = f"{name} {phase.name}" if len(stage.phases) > 1 else str(name)
+            table.add_row(label, *kinds, f"[bold]{_gib(phase.memory.total)}[/]", *fits)
+    return table
+
+
+def _fits(phase: Phase, limit: int) -> str:
+    return "[green]fits[/]" if phase.needs <= limit else "[red]too much[/]"
+
+
+def _gib(amount: int) -> str:
+    return (f"{amount / GIB:,.1f}" if amount >= GIB / 20 else "<0.1") if amount else ""
+
+
+def _between(found: Between | None) -> str:
+    if found is None:
+        return ""
+    low, high = _number(found.low), _number(found.high)
+    return low if low == high else f"{low} - {high}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def notes(found: Estimate) -> list[str]:
+    """What the figures were worked out from and take for granted, a line each."""
+    lines = [f"model: {found.known.origin}"]
+    if found.known.geometry is None:
+        return [*lines, "memory, disk and hours are not known, as the shape of the model is not"]
+    unknown = [f"data.{name}" for name, rows in vars(found.rows).items() if rows is None]
+    if unknown:
+        lines.append(f"rows of {', '.join(unknown)}: not known until prepare has read them, or maxRows is given")
+    lines.append("memory: every sample as long as it may be, its prompt nothing but pictures")
+    lines.append("disk: models and two checkpoints of one pod; data and pictures come on top")
+    if not any(stage.gpus for stage in found.stages.values()):
+        return [*lines, "no GPU is named (scheduling.gpuMemory): processes on the CPU, and nothing is refused"]
+    speeds = "of these" if found.offer.products else "that is large enough, as none is named"
+    return [
+        *lines,
+        f"a GPU's memory: {found.offer.origin}; other: 2 GiB for CUDA, NCCL and gaps",
+        f"hours: slowest and fastest GPU {speeds}, at 25 and 50 % of its peak",
+        "hours: samples 50 and 25 % as long as they may be, 3/4 of a prompt pictures, every row usable",
+        "hours: without loading models, queues, and waiting for teacher and judge",
+    ]
+
+
+def as_data(line: Forecast, found: Estimate, refused: Sequence[Refusal]) -> dict[str, Any]:
+    """One stage of ``-o json``: the forecast, with what the stage needs in bytes and hours beside it."""
+    stage = found.stages.get(line.name)
+    if stage is None:
+        return vars(line)
+    return {
+        **vars(line),
+        "gpus": stage.gpus,
+        "gpu_bytes": found.offer.memory,
+        "disk_bytes": stage.disk,
+        "generations": stage.generations and vars(stage.generations),
+        "gpu_hours": stage.gpu_hours and vars(stage.gpu_hours),
+        "memory": [_phase_data(phase) for phase in stage.phases],
+        "refused": next((str(one) for one in refused if one.phase.stage == line.name), None),
+        "notes": notes(found),
+    }
+
+
+def _phase_data(phase: Phase) -> dict[str, Any]:
+    parts: Memory = phase.memory
+    return {"phase": phase.name, **vars(parts), "total": parts.total, "needs": phase.needs}
