@@ -25,7 +25,7 @@ from egt_operator.plan_view import as_data, print_estimate, print_forecast
 from egt_operator.schema import generated_files
 from egt_pipeline.cli import data_app, model_app
 from egt_pipeline.contract.chain import Link
-from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError, UnavailableError
+from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError
 from egt_pipeline.contract.fingerprint import missing_sources
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import StoreRef
@@ -90,7 +90,7 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
     try:
         local = _open(run, store)
         links, found = local.chain()
-    except UnavailableError:  # what the manifest alone says needs no store
+    except EgtError:  # no store, no key, a damaged artifact: what the manifest alone says is still of use
         if not wants_json:
             print_estimate(console, estimate(run, known, {}))
         raise

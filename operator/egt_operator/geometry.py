@@ -21,6 +21,7 @@ class Vision:
     depth: int
     hidden: int
     intermediate: int
+    heads: int
     merge: int
     patch_values: int  # numbers in one patch: channels x frames x pixels
 
@@ -104,6 +105,7 @@ def read_config(config: Mapping[str, Any]) -> Geometry:
             depth=vision.get("depth", 32),
             hidden=vision["hidden_size"],
             intermediate=vision["intermediate_size"],
+            heads=vision.get("num_heads", 16),
             merge=vision.get("spatial_merge_size", 2),
             patch_values=channels * frames * patch * patch,
         ),
@@ -111,7 +113,9 @@ def read_config(config: Mapping[str, Any]) -> Geometry:
 
 
 # The tower of 3B and 7B, and the wider one of 32B and 72B.
-_TOWER, _WIDE_TOWER = (Vision(depth=32, hidden=1280, intermediate=i, merge=2, patch_values=1176) for i in (3420, 3456))
+_TOWER, _WIDE_TOWER = (
+    Vision(depth=32, hidden=1280, intermediate=i, heads=16, merge=2, patch_values=1176) for i in (3420, 3456)
+)
 # The config.json of each on the hub (Qwen2.5-VL technical report, arXiv 2502.13923, table 1). Their weights, counted:
 # 3,754,622,976 · 8,292,166,656 · 33,452,718,336 · 73,410,777,344.
 PUBLISHED: Mapping[str, Geometry] = {

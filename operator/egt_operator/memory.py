@@ -70,10 +70,9 @@ class MicroBatch:
         return self.samples * self.length
 
 
-# Bytes on one logit. SFT: the model's own b, then float32 log-probabilities, gradient of the loss, and of the logits.
-# RL: OpenRLHF turns them to float32, takes logsumexp and gather, and both hand back a float32 gradient, then their sum.
-SFT_LOGIT_BYTES = {2: 14, 4: 16}
-RL_LOGIT_BYTES = 16
+# Bytes on one logit at the worst moment, all float32. SFT: log-probabilities, the gradient of the loss, and that of the
+# logits. RL: OpenRLHF's logits in float32, and a gradient each from logsumexp and gather, which are added up.
+SFT_LOGIT_BYTES, RL_LOGIT_BYTES = 12, 16
 
 
 def weights(geometry: Geometry, sharding: Sharding, b: int) -> int:
@@ -99,12 +98,17 @@ def optimiser(trainable: int, sharding: Sharding) -> int:
     return _ADAM_BYTES * trainable // sharding.ranks
 
 
-def step_copy(trainable: int, sharding: Sharding) -> int:
-    """Float32 gradients while the optimiser steps, when activations are gone: 4T/N, in groups of 10^9 under ZeRO-3."""
-    if sharding.stage == 0:
-        return 0
+def step_copy(trainable: int, sharding: Sharding, b: int) -> int:
+    """Gradients while the optimiser steps, when activations are gone: in float32 4T/N, in groups of 10^9 under ZeRO-3;
+    ZeRO-2 lays them side by side before, b T/N more.
+    """
     share = trainable // sharding.ranks
-    return 4 * (min(share, _STEP_GROUP) if sharding.stage == 3 else share)
+    match sharding.stage:
+        case 0:
+            return 0
+        case 2:
+            return (4 + b) * share
+    return 4 * min(share, _STEP_GROUP)
 
 
 def layer_kept(geometry: Geometry, b: int) -> int:
@@ -151,17 +155,17 @@ def training_activations(
 ) -> int:
     """The larger of two moments of the backward pass, gradients under way included (``reduced``: they are not kept).
 
-    At the loss: what all layers keep (nbHt with gradient checkpointing, else n times ``layer_kept``), the last norm,
-    everything on the logits, and the gradient of the head. In the last layer: what all layers keep, one layer anew,
-    ``layer_backward``, and the gradient of its largest matrix.
+    At the loss: what all layers keep (nbHt with gradient checkpointing, else n times ``layer_kept``), the last norm, and
+    everything on the logits or, later, their gradient and that of the head. In the last layer: what all layers keep, one
+    layer anew, ``layer_backward``, and the gradient of its largest matrix.
     """
     t, hidden = batch.tokens, geometry.hidden
     one = layer_kept(geometry, b) * t
     kept = geometry.layers * (b * hidden * t if checkpointing else one)
     last_norm = (4 + 2 * b) * hidden * t
-    logits = batch.logit_bytes * batch.samples * batch.logits * geometry.vocabulary
+    logits = batch.samples * batch.logits * geometry.vocabulary
     head, matrix = (b * geometry.head_parameters, b * hidden * geometry.intermediate) if reduced else (0, 0)
-    at_loss = kept + last_norm + logits + head
+    at_loss = kept + last_norm + max(batch.logit_bytes * logits, b * logits + head)
     in_layer = kept + (one if checkpointing else 0) + layer_backward(geometry, b) * t + matrix
     # The gradient of a tied head waits for the one of the embedding, and both are added up.
     language = max(at_loss, in_layer, 3 * head if geometry.tied else 0)
@@ -191,7 +195,7 @@ def training(
         weights=weights(geometry, sharding, held),
         gradients=gradients(trainable, sharding, held),
         optimiser=optimiser(trainable, sharding),
-        activations=max(activations, step_copy(trainable, sharding)),
+        activations=max(activations, step_copy(trainable, sharding, b)),
     )
 
 

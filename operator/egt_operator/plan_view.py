@@ -40,7 +40,7 @@ def _work(found: Estimate) -> Table:
     for name, stage in found.stages.items():
         hours, gpus = stage.gpu_hours, stage.gpus
         each = Between(hours.low / gpus, hours.high / gpus) if hours and gpus else None
-        disk = f"{stage.disk / 1e9:,.1f}" if stage.disk else ""
+        disk = _tenths(stage.disk / 1e9) if stage.disk else ""
         table.add_row(name, str(gpus or ""), disk, _between(stage.generations), _between(hours), _between(each))
     total = found.gpu_hours
     if total is not None:
@@ -72,7 +72,11 @@ def _fits(phase: Phase, limit: int) -> str:
 
 
 def _gib(amount: int) -> str:
-    return (f"{amount / GIB:,.1f}" if amount >= GIB / 20 else "<0.1") if amount else ""
+    return _tenths(amount / GIB) if amount else ""
+
+
+def _tenths(value: float) -> str:
+    return f"{value:,.1f}" if value >= 0.05 else "<0.1"
 
 
 def _between(found: Between | None) -> str:
@@ -93,8 +97,8 @@ def notes(found: Estimate) -> list[str]:
         return [*lines, "memory, disk and hours are not known, as the shape of the model is not"]
     unknown = [f"data.{name}" for name, rows in vars(found.rows).items() if rows is None]
     if unknown:
-        lines.append(f"rows of {', '.join(unknown)}: not known until prepare has read them, or maxRows is given")
-    lines.append("memory: every sample as long as it may be, its prompt nothing but pictures")
+        lines.append(f"rows of {', '.join(unknown)}: known once prepare has read them, or from maxRows")
+    lines.append("memory: samples as long as they may be, prompts nothing but pictures")
     lines.append("disk: models and two checkpoints of one pod; data and pictures come on top")
     if not any(stage.gpus for stage in found.stages.values()):
         return [*lines, "no GPU is named (scheduling.gpuMemory): processes on the CPU, and nothing is refused"]

@@ -83,8 +83,8 @@ def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
         samples=samples,
         length=block.max_length,
         logits=logits,
-        logit_bytes=memory.SFT_LOGIT_BYTES[b],
-        patches=4 * samples * (block.max_length - logits),
+        logit_bytes=memory.SFT_LOGIT_BYTES,
+        patches=4 * samples * min(block.max_length, spec.rl.max_prompt_tokens),
     )
     return memory.training(
         geometry,
