@@ -163,7 +163,7 @@ def vision(depth: int, hidden: int, intermediate: int, *, trains: bool) -> None:
 
 
 def zero(shape: dict[str, Any], stage: int) -> None:
-    """Rank 0 of RANKS under DeepSpeed with the configuration of sft: what is held after steps, and the peak of a step."""
+    """Rank 0 of RANKS under DeepSpeed as sft configures it: what is held after steps, and the peak of a step."""
     import deepspeed
 
     from egt_pipeline.contract.recipes import SFTRecipe
@@ -205,7 +205,7 @@ def generation(hidden: int, layers: int, samples: int, words: int, new: int, *, 
     generate, seen = engine._generate, {}
 
     def watched(inputs: Any, *rest: Any) -> Any:
-        seen.update(prompt=inputs["input_ids"].shape[1])
+        seen.update(prompt=inputs["input_ids"].shape[1], patches=len(inputs.get("pixel_values", ())))
         with Peak(*engine._model.parameters(), *engine._model.buffers(), engine._head_VD) as peak:
             steps = generate(inputs, *rest)
         seen.update(peak=peak.most)
@@ -253,7 +253,7 @@ def main(kind: str) -> None:
         case "generation":
             generation(256, 4, 8, 300, 4)
             generation(256, 4, 4, 10, 48)
-            generation(128, 2, 4, 10, 4, pictures=1)
+            generation(128, 2, 4, 10, 4, pictures=4)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does every stage fit its GPUs, and what would make it fit? Settings are tried, not guessed. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -12,6 +12,7 @@ from egt_operator.api import EGTRunSpec
 from egt_operator.estimate import Estimate
 from egt_operator.geometry import Geometry
 from egt_operator.stage_memory import Phase, Room, phases_of
+from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import StageName
 
 GIB = 2**30
@@ -57,6 +58,12 @@ def refusals(spec: EGTRunSpec, found: Estimate, wanted: AbstractSet[StageName]) 
             if most.needs > limit:
                 refused.append(Refusal(most, limit, settings_that_fit(spec, name, geometry, limit)))
     return refused
+
+
+def check_fits(refused: Sequence[Refusal]) -> None:
+    """Raises TaskError with a line for each refusal, if there are any."""
+    if refused:
+        raise TaskError("\n".join(map(str, refused)))
 
 
 def settings_that_fit(spec: EGTRunSpec, stage: StageName, geometry: Geometry, gpu_bytes: int) -> dict[str, int]:

@@ -133,10 +133,11 @@ def layer_backward(geometry: Geometry, b: int) -> int:
 def vision_frozen(geometry: Geometry, b: int) -> int:
     """Bytes a patch that a frozen vision tower holds: float32 pixels, and the larger of attention and MLP of one block.
 
-    Attention 32h: queries and keys are turned in float32, part by part. MLP 8h + 3bi.
+    Attention 32h: queries and keys are turned in float32, part by part, by tables of 24h / heads. MLP 8h + 3bi.
     """
     h, i = geometry.vision.hidden, geometry.vision.intermediate
-    return 4 * geometry.vision.patch_values + max(32 * h, 8 * h + 3 * b * i)
+    tables = 24 * h // geometry.vision.heads
+    return 4 * geometry.vision.patch_values + tables + max(32 * h, 8 * h + 3 * b * i)
 
 
 def vision_trained(geometry: Geometry, b: int, *, checkpointing: bool) -> int:
@@ -155,9 +156,9 @@ def training_activations(
 ) -> int:
     """The larger of two moments of the backward pass, gradients under way included (``reduced``: they are not kept).
 
-    At the loss: what all layers keep (nbHt with gradient checkpointing, else n times ``layer_kept``), the last norm, and
-    everything on the logits or, later, their gradient and that of the head. In the last layer: what all layers keep, one
-    layer anew, ``layer_backward``, and the gradient of its largest matrix.
+    At the loss: what all layers keep (nbHt with gradient checkpointing, else n times ``layer_kept``), the last norm,
+    and everything on the logits or, later, their gradient and that of the head. In the last layer: what all layers
+    keep, one layer anew, ``layer_backward``, and the gradient of its largest matrix.
     """
     t, hidden = batch.tokens, geometry.hidden
     one = layer_kept(geometry, b) * t
@@ -206,16 +207,12 @@ def kv_cache(geometry: Geometry, tokens: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is generated at once: prompts of at most ``prompt`` tokens, responses of at most ``new``."""
+    """What is generated at once: prompts of at most ``prompt`` tokens, responses of at most ``new``; patches of all."""
 
     count: int
     prompt: int
     new: int
-
-    @property
-    def patches(self) -> int:
-        """Of all pictures, four a token, were the prompts nothing but pictures."""
-        return 4 * self.count * self.prompt
+    patches: int = 0
 
 
 def prefill_activations(geometry: Geometry, prompts: Prompts, b: int) -> int:

@@ -1,5 +1,6 @@
 """What ``egt plan`` prints of an estimate: two tables, what they take for granted, and what does not fit."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +17,17 @@ from egt_operator.stage_memory import Phase
 _KINDS = ("weights", "gradients", "optimiser", "activations", "kv_cache", "overhead")
 
 
-def print_forecast(console: Console, lines: Sequence[Forecast]) -> None:
-    """What each stage would do now, and why."""
+def print_plan(lines: Sequence[Forecast], needs: Estimate, refused: Sequence[Refusal], *, as_json: bool) -> None:
+    """What each stage would do now, and why, and what it needs."""
+    if as_json:
+        print(json.dumps([as_data(line, needs, refused) for line in lines]))
+        return
     table = Table("stage", "action", "digest", "reason")
     for line in lines:
         table.add_row(line.name, line.action, line.digest or "", line.reason)
+    console = Console()
     console.print(table)
+    print_estimate(console, needs)
 
 
 def print_estimate(console: Console, found: Estimate) -> None:

@@ -138,7 +138,9 @@ def _seconds(spec: EGTRunSpec, stage: StageName, geometry: Geometry, pace: cost.
         case StageName.PROBE | StageName.EVALUATE:
             block = spec.probe if stage is StageName.PROBE else spec.evaluate
             found = generations_of(spec, stage, rows)
-            return found and cost.generation_seconds(
+            if found is None:
+                return None
+            return cost.generation_seconds(
                 geometry,
                 pace,
                 samples=int(found.high),

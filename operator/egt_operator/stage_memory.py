@@ -155,5 +155,5 @@ def _generation(spec: EGTRunSpec, stage: StageName, geometry: Geometry, room: Ro
     if block.engine == "vllm":
         found = _vllm(geometry, prompt + block.max_new_tokens, VLLM_SHARE, b, room)
         return replace(found, stage=stage, name="generation")
-    prompts = Prompts(block.batch_size, prompt, block.max_new_tokens)
+    prompts = Prompts(block.batch_size, prompt, block.max_new_tokens, patches=4 * block.batch_size * prompt)
     return _phase(stage, "generation", memory.generation(geometry, prompts, b), room)
