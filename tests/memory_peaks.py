@@ -147,19 +147,20 @@ def _rl_loss(model: Any, inputs: dict[str, Any], _logits: int) -> Any:
 
 
 def vision(depth: int, hidden: int, intermediate: int, *, trains: bool) -> None:
-    """The vision tower on pictures of 64 x 64 patches."""
-    config = config_of(SMALL, depth, hidden, intermediate)
-    tower = model_of(config, torch.bfloat16).model.visual.requires_grad_(trains)
+    """The vision tower, as the model calls it, on two pictures of 32 x 32 patches."""
+    config, patches = config_of(SMALL, depth, hidden, intermediate), 2 * 32 * 32
+    model = model_of(config, torch.bfloat16).model
+    tower = model.visual.requires_grad_(trains)
     if trains:
         tower.gradient_checkpointing_enable({"use_reentrant": False})
         for weight in tower.parameters():
             weight.register_post_accumulate_grad_hook(lambda it: setattr(it, "grad", None))
     with Peak(*tower.parameters(), *tower.buffers()) as peak:
-        pixels = torch.zeros(2 * 64 * 64, 1176)  # the batch holds them to its end
-        output = tower(pixels, grid_thw=torch.tensor([[1, 64, 64]] * 2))
+        pixels = torch.zeros(patches, 1176)  # the batch holds them to its end
+        output = model.get_image_features(pixels, torch.tensor([[1, 32, 32]] * 2))
         if trains:
             torch.cat(list(output.pooler_output)).float().sum().backward()
-    tell(config.to_dict(), "vision", trains=trains, patches=2 * 64 * 64, peak=peak.most)
+    tell(config.to_dict(), "vision", trains=trains, patches=patches, peak=peak.most)
 
 
 def zero(shape: dict[str, Any], stage: int) -> None:

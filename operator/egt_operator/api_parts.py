@@ -114,8 +114,7 @@ class Scheduling(Recipe):
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
     """Taints that the pods put up with."""
     gpu_memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$", max_length=16)
-    """What one GPU of those nodes holds, as in 80Gi. `egt plan` refuses what needs more; null: the least of the GPUs
-    that nvidia.com/gpu.product above asks for, where `egt plan` knows them, else nothing is refused."""
+    """What one GPU holds, as in 80Gi; `egt plan` refuses what needs more. null: as nvidia.com/gpu.product says."""
 
 
 class PodTemplate(Recipe):

@@ -65,5 +65,5 @@ def offer_of(scheduling: Scheduling) -> Offer:
         return Offer(known, int(number) * _UNITS[unit], "scheduling.gpuMemory")
     if known:
         least = min(PRODUCTS[name].memory_gib for name in known)
-        return Offer(known, least * 2**30, f"the least of {', '.join(known)}")
+        return Offer(known, least * 2**30, f"the least of what {PRODUCT_LABEL} allows")
     return Offer((), None, "not said; scheduling.gpuMemory says it, as in 80Gi")

@@ -131,13 +131,13 @@ def layer_backward(geometry: Geometry, b: int) -> int:
 
 
 def vision_frozen(geometry: Geometry, b: int) -> int:
-    """Bytes a patch that a frozen vision tower holds: float32 pixels, and the larger of attention and MLP of one block.
+    """Bytes a patch that a frozen vision tower holds: pixels twice, and the larger of attention and MLP of one block.
 
     Attention 32h: queries and keys are turned in float32, part by part, by tables of 24h / heads. MLP 8h + 3bi.
     """
     h, i = geometry.vision.hidden, geometry.vision.intermediate
     tables = 24 * h // geometry.vision.heads
-    return 4 * geometry.vision.patch_values + tables + max(32 * h, 8 * h + 3 * b * i)
+    return (4 + b) * geometry.vision.patch_values + tables + max(32 * h, 8 * h + 3 * b * i)
 
 
 def vision_trained(geometry: Geometry, b: int, *, checkpointing: bool) -> int:
@@ -222,19 +222,17 @@ def prefill_activations(geometry: Geometry, prompts: Prompts, b: int) -> int:
 
 
 def generation(geometry: Geometry, prompts: Prompts, b: int) -> Memory:
-    """The transformers engine: weights bP and a float32 head 4HV, the cache, and the larger of prefill and vision.
+    """The transformers engine: weights bP, a float32 head 4HV, the cache, and what two moments add to it.
 
-    Every decoding step writes the cache of a layer anew beside the old one. Prefill of t tokens: see
-    ``prefill_activations``.
+    While prompts are read: their pictures or ``prefill_activations``, beside a cache that holds no response yet. At the
+    last token: the keys of a layer anew beside the old ones, or keys and values of a layer repeated for all heads.
     """
     tokens = prompts.count * (prompts.prompt + prompts.new)
-    cache = kv_cache(geometry, tokens, b)
+    cache, to_come = kv_cache(geometry, tokens, b), kv_cache(geometry, prompts.count * prompts.new, b)
+    reading = max(prefill_activations(geometry, prompts, b), vision_frozen(geometry, b) * prompts.patches) - to_come
+    repeated = 2 * b * geometry.hidden * tokens if geometry.kv_heads < geometry.heads else 0
     return Memory(
         weights=b * geometry.parameters + 4 * geometry.head_parameters,
-        activations=max(
-            prefill_activations(geometry, prompts, b),
-            vision_frozen(geometry, b) * prompts.patches,
-            cache // geometry.layers,
-        ),
+        activations=max(reading, cache // (2 * geometry.layers), repeated),
         kv_cache=cache,
     )

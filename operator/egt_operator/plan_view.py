@@ -108,13 +108,13 @@ def notes(found: Estimate) -> list[str]:
     lines.append("disk: models and two checkpoints of one pod; data and pictures come on top")
     if not any(stage.gpus for stage in found.stages.values()):
         return [*lines, "no GPU is named (scheduling.gpuMemory): processes on the CPU, and nothing is refused"]
-    speeds = "of these" if found.offer.products else "that is large enough, as none is named"
+    fastest = "fastest GPU allowed" if found.offer.products else "fastest GPU of this size, as none is named,"
     return [
         *lines,
         f"a GPU's memory: {found.offer.origin}; other: 2 GiB for CUDA, NCCL and gaps",
-        f"hours: slowest and fastest GPU {speeds}, at 25 and 50 % of its peak",
-        "hours: samples 50 and 25 % as long as they may be, 3/4 of a prompt pictures, every row usable",
-        "hours: without loading models, queues, and waiting for teacher and judge",
+        f"hours from: {fastest} at 50 % of its peak, samples a quarter as long as they may be,",
+        "hours to: slowest one at 25 %, samples half as long; 3/4 of a prompt pictures, all rows usable",
+        "hours without: loading models, queues, waiting for teacher and judge",
     ]
 
 
