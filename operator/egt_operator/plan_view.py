@@ -111,7 +111,7 @@ def notes(found: Estimate) -> list[str]:
     fastest = "fastest GPU allowed" if found.offer.products else "fastest GPU of this size, as none is named,"
     return [
         *lines,
-        f"a GPU's memory: {found.offer.origin}; other: 2 GiB for CUDA, NCCL and gaps",
+        f"a GPU's memory: {found.offer.origin}; other: CUDA, NCCL and gaps",
         f"hours from: {fastest} at 50 % of its peak, samples a quarter as long as they may be,",
         "hours to: slowest one at 25 %, samples half as long; 3/4 of a prompt pictures, all rows usable",
         "hours without: loading models, queues, waiting for teacher and judge",
