@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from egt_operator import cost
-from egt_operator.api import EGTRunSpec
+from egt_operator.api import EGTRunSpec, EvaluateStage, ProbeStage
 from egt_operator.geometry import Geometry
 from egt_operator.gpus import Offer
-from egt_operator.stage_memory import rl_length, sft_logits, trainable_of
+from egt_operator.stage_memory import ROLLOUTS_AT_ONCE, engine_of, rl_length, sft_logits, trainable_of
 from egt_pipeline.contract.data import DataSource
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Metric
-
-_AT_ONCE_IN_VLLM = 256  # sequences that a GPU with room for the cache works on together
 
 
 @dataclass(frozen=True)
@@ -108,11 +106,11 @@ def disk_of(spec: EGTRunSpec, stage: StageName, geometry: Geometry) -> int | Non
 
 def hours_of(spec: EGTRunSpec, stage: StageName, geometry: Geometry, offer: Offer, rows: Rows) -> Between | None:
     """GPU-hours of all GPUs together, fast end and slow end; None: not known, or no GPU is at work."""
-    engine = "transformers"
-    if stage is StageName.RL or (stage is StageName.PROBE and spec.probe.engine == "vllm"):
-        engine = "vllm"
-    if stage is StageName.EVALUATE and spec.evaluate.engine == "vllm":
-        engine = "vllm"
+    blocks: dict[StageName, ProbeStage | EvaluateStage] = {
+        StageName.PROBE: spec.probe,
+        StageName.EVALUATE: spec.evaluate,
+    }
+    engine = engine_of(blocks[stage], on_gpu=True) if stage in blocks else "vllm"
     ends = [_seconds(spec, stage, geometry, pace, rows) for pace in cost.paces(offer.speeds, engine)]
     if ends[0] is None or ends[1] is None:
         return None
@@ -146,7 +144,7 @@ def _seconds(spec: EGTRunSpec, stage: StageName, geometry: Geometry, pace: cost.
                 samples=int(found.high),
                 prompt=spec.rl.max_prompt_tokens,
                 new=block.max_new_tokens,
-                at_once=_AT_ONCE_IN_VLLM if block.engine == "vllm" else block.batch_size,
+                at_once=block.batch_size,
                 b=2,
             )
     return None
@@ -164,7 +162,7 @@ def _rl_seconds(spec: EGTRunSpec, geometry: Geometry, pace: cost.Pace, samples: 
         samples=samples,
         prompt=block.max_prompt_tokens,
         new=block.max_new_tokens,
-        at_once=min(_AT_ONCE_IN_VLLM, on_each),
+        at_once=min(ROLLOUTS_AT_ONCE, on_each),
         b=2,
     )
     models = 2 if block.kl_coefficient > 0 else 1

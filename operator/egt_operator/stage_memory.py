@@ -1,10 +1,10 @@
 """The memory of one process of each stage that runs a model, phase by phase, from its recipe. Pure."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from egt_operator import memory
-from egt_operator.api import EGTRunSpec, RLStage, SFTStage
+from egt_operator.api import EGTRunSpec, EvaluateStage, ProbeStage, RLStage, SFTStage
 from egt_operator.geometry import Geometry
 from egt_operator.memory import Memory, MicroBatch, Prompts, Sharding
 from egt_pipeline.contract.graph import StageName
@@ -13,7 +13,9 @@ from egt_pipeline.contract.graph import StageName
 SFT_BUCKET = 50_000_000  # elements reduced together, twice as communication overlaps
 RL_BUCKET = 500_000_000  # DeepSpeed's default, which OpenRLHF keeps
 ROLLOUT_SHARE = 0.5  # of a GPU, that vLLM takes beside the actor
-VLLM_SHARE = 0.9  # of a GPU, that vLLM takes alone: its own default
+VLLM_SHARE = 0.92  # of a GPU, that vLLM takes alone: its own default
+ROLLOUTS_AT_ONCE = 256  # sequences an engine of rollouts works on: vLLM's default
+_VLLM_LOGIT_BYTES = 16  # of the logits of one step: float32, and what is computed of them
 _CPU_CACHE = 2**30  # of a rollout engine without a GPU
 _VLLM_PREFILL_TOKENS = 8192  # computed together, however many wait
 _BYTES = {"bfloat16": 2, "float32": 4}
@@ -129,31 +131,48 @@ def _rollouts(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Phase:
     """vLLM on its share of the GPU, beside the weights of the sleeping actor, whose optimiser lies in host memory."""
     ranks, stage = ranks_of(spec.rl), spec.rl.zero_stage
     actor = 2 * geometry.parameters // (ranks if stage == 3 else 1) + _reference(spec, geometry)
-    found = _vllm(geometry, rl_length(spec), ROLLOUT_SHARE, 2, room)
-    beside = actor + room.overhead
-    needs = max(found.needs, int(beside / (1 - ROLLOUT_SHARE)))
-    held = found.memory.plus(weights=actor, overhead=room.overhead)
-    return Phase(StageName.RL, "rollouts", held, needs)
+    found, needs = _vllm(geometry, _Engine(ROLLOUT_SHARE, rl_length(spec), ROLLOUTS_AT_ONCE), room)
+    beside = (actor + room.overhead) / (1 - ROLLOUT_SHARE)
+    held = found.plus(weights=actor, overhead=room.overhead)
+    return Phase(StageName.RL, "rollouts", held, max(needs, int(beside)))
 
 
-def _vllm(geometry: Geometry, longest: int, share: float, b: int, room: Room) -> Phase:
-    """vLLM with ``share`` of a GPU: what weights and one prefill leave of it is cache, one sample's at the least."""
-    tokens = max(_VLLM_PREFILL_TOKENS, longest)
-    fixed = b * geometry.parameters
-    prefill = memory.prefill_activations(geometry, Prompts(1, tokens, 0), b)
-    one = memory.kv_cache(geometry, longest, b)
-    needs = int((fixed + prefill + one) / share)
+@dataclass(frozen=True)
+class _Engine:
+    """vLLM on ``share`` of a GPU: ``at_once`` sequences of at most ``longest`` tokens."""
+
+    share: float
+    longest: int
+    at_once: int
+    b: int = 2
+
+
+def _vllm(geometry: Geometry, engine: _Engine, room: Room) -> tuple[Memory, int]:
+    """What weights and one step leave of its share is cache, one sample's at the least; and the GPU that would do."""
+    fixed, tokens = engine.b * geometry.parameters, max(_VLLM_PREFILL_TOKENS, engine.longest)
+    pictures = 4 * engine.longest * memory.vision_frozen(geometry, engine.b)
+    step = max(pictures, memory.prefill_activations(geometry, Prompts(1, tokens, 0), engine.b))
+    step += _VLLM_LOGIT_BYTES * engine.at_once * geometry.vocabulary
+    one = memory.kv_cache(geometry, engine.longest, engine.b)
     pool = one if room.on_gpu else _CPU_CACHE
     if room.gpu_bytes is not None:
-        pool = max(one, int(share * room.gpu_bytes) - fixed - prefill)
-    return Phase(StageName.RL, "rollouts", Memory(weights=fixed, activations=prefill, kv_cache=pool), needs)
+        pool = max(one, int(engine.share * room.gpu_bytes) - fixed - step)
+    needs = int((fixed + step + one) / engine.share)
+    return Memory(weights=fixed, activations=step, kv_cache=pool), needs
+
+
+def engine_of(block: ProbeStage | EvaluateStage, *, on_gpu: bool) -> Literal["transformers", "vllm"]:
+    """Which engine generates there."""
+    if block.engine == "auto":
+        return "vllm" if on_gpu else "transformers"
+    return block.engine
 
 
 def _generation(spec: EGTRunSpec, stage: StageName, geometry: Geometry, room: Room) -> Phase:
     block = spec.probe if stage is StageName.PROBE else spec.evaluate
     b, prompt = _BYTES[block.precision], spec.rl.max_prompt_tokens
-    if block.engine == "vllm":
-        found = _vllm(geometry, prompt + block.max_new_tokens, VLLM_SHARE, b, room)
-        return replace(found, stage=stage, name="generation")
+    if engine_of(block, on_gpu=room.on_gpu) == "vllm":
+        engine = _Engine(VLLM_SHARE, prompt + block.max_new_tokens, block.batch_size, b)
+        return Phase(stage, "generation", *_vllm(geometry, engine, room))
     prompts = Prompts(block.batch_size, prompt, block.max_new_tokens, patches=4 * block.batch_size * prompt)
     return _phase(stage, "generation", memory.generation(geometry, prompts, b), room)
