@@ -95,7 +95,8 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
         raise
     lines = forecast(links, set(found), local.past())
     needs = estimate(run, geometry_of(run.spec.model), prepared_metrics(found))
-    refused = refusals(run.spec, needs, {line.name for line in lines if line.action == "run"})
+    needs = needs.only({line.name for line in lines if line.action == "run"})
+    refused = refusals(run.spec, needs)
     print_plan(lines, needs, refused, as_json=wants_json)
     if any(line.name == "prepare" and line.action == "run" for line in lines):
         for missing in missing_sources(links[StageName.PREPARE].recipe):  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """What a run needs before it starts: GPUs, memory, disk, generations and GPU-hours of each stage. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Self
 
 from egt_operator.api import EGTRun
 from egt_operator.geometry import Geometry, Known
@@ -34,6 +36,10 @@ class Estimate:
     offer: Offer
     known: Known
     rows: Rows
+
+    def only(self, names: AbstractSet[StageName]) -> Self:
+        """Of these stages alone."""
+        return replace(self, stages={name: stage for name, stage in self.stages.items() if name in names})
 
     @property
     def gpu_hours(self) -> Between | None:

@@ -1,7 +1,6 @@
 """Does every stage fit its GPUs, and what would make it fit? Settings are tried, not guessed. Pure."""
 
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import combinations, product
 
@@ -46,14 +45,14 @@ class Refusal:
         return f"{said}; it fits with {changes}"
 
 
-def refusals(spec: EGTRunSpec, found: Estimate, wanted: AbstractSet[StageName]) -> list[Refusal]:
-    """One for each wanted stage that does not fit, of the phase that needs most; none where a limit is unknown."""
+def refusals(spec: EGTRunSpec, found: Estimate) -> list[Refusal]:
+    """One for each stage that does not fit, of the phase that needs most; none where a limit is unknown."""
     limit, geometry = found.offer.memory, found.known.geometry
     if limit is None or geometry is None:
         return []
     refused = []
     for name, stage in found.stages.items():
-        if name in wanted and stage.gpus and stage.phases:
+        if stage.gpus and stage.phases:
             most = max(stage.phases, key=lambda phase: phase.needs)
             if most.needs > limit:
                 refused.append(Refusal(most, limit, settings_that_fit(spec, name, geometry, limit)))

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from egt_operator.estimate import Estimate
+from egt_operator.estimate import Estimate, StageEstimate
 from egt_operator.fit import GIB, Refusal
 from egt_operator.memory import Memory
 from egt_operator.plan import Forecast
@@ -31,7 +31,9 @@ def print_plan(lines: Sequence[Forecast], needs: Estimate, refused: Sequence[Ref
 
 
 def print_estimate(console: Console, found: Estimate) -> None:
-    """Work and time of each stage, memory of each phase, and what was taken for granted."""
+    """Work and time of each stage, memory of each phase, and what was taken for granted; nothing without stages."""
+    if not found.stages:
+        return
     console.print(_work(found))
     if any(stage.phases for stage in found.stages.values()):
         console.print(_memory(found))
@@ -40,19 +42,23 @@ def print_estimate(console: Console, found: Estimate) -> None:
 
 
 def _work(found: Estimate) -> Table:
+    gpus = any(stage.gpus for stage in found.stages.values())
     table = Table("stage", title="what it takes", title_justify="left")
-    for column in ("GPUs", "disk a pod, GB", "generations", "GPU-hours", "hours"):
+    for column in ("disk a pod, GB", "generations", *(("GPUs", "GPU-hours", "hours") if gpus else ())):
         table.add_column(column, justify="right")
     for name, stage in found.stages.items():
-        hours, gpus = stage.gpu_hours, stage.gpus
-        each = Between(hours.low / gpus, hours.high / gpus) if hours and gpus else None
         disk = _tenths(stage.disk / 1e9) if stage.disk else ""
-        table.add_row(name, str(gpus or ""), disk, _between(stage.generations), _between(hours), _between(each))
-    total = found.gpu_hours
-    if total is not None:
+        table.add_row(name, disk, _between(stage.generations), *(_time(stage) if gpus else ()))
+    if found.gpu_hours is not None:
         table.add_section()
-        table.add_row("all", "", "", "", _between(total), "")
+        table.add_row("all", "", "", "", _between(found.gpu_hours), "")
     return table
+
+
+def _time(stage: StageEstimate) -> tuple[str, str, str]:
+    hours, gpus = stage.gpu_hours, stage.gpus
+    each = Between(hours.low / gpus, hours.high / gpus) if hours and gpus else None
+    return str(gpus or ""), _between(hours), _between(each)
 
 
 def _memory(found: Estimate) -> Table:

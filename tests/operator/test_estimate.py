@@ -21,7 +21,6 @@ from egt_pipeline.curriculum import PlannedStep
 
 PAPER = Path(__file__).parents[2] / "crds" / "examples" / "paper.yaml"
 SEVEN = Known(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"], "published shape")
-ALL = set(StageName)
 
 
 def run_of(**changes: Any) -> EGTRun:
@@ -29,7 +28,7 @@ def run_of(**changes: Any) -> EGTRun:
 
 
 def refused(run: EGTRun) -> dict[str, Refusal]:
-    return {str(one.phase.stage): one for one in refusals(run.spec, estimate(run, SEVEN, {}), ALL)}
+    return {str(one.phase.stage): one for one in refusals(run.spec, estimate(run, SEVEN, {}))}
 
 
 def test_the_papers_run_fits_8_gpus_of_80_gib_and_not_of_40() -> None:
@@ -90,7 +89,7 @@ def test_one_change_is_named_before_two_and_a_small_one_before_a_large_one() -> 
 
 def test_a_stage_that_is_published_already_is_not_refused() -> None:
     run = run_of(scheduling__gpuMemory="24Gi")
-    assert refusals(run.spec, estimate(run, SEVEN, {}), {StageName.CURATE}) == []
+    assert refusals(run.spec, estimate(run, SEVEN, {}).only({StageName.CURATE})) == []
 
 
 @pytest.mark.parametrize("changes", [{}, {"sft__resources": {"gpu": 0}, "scheduling__gpuMemory": None}])
@@ -106,7 +105,7 @@ def test_a_model_of_unknown_shape_leaves_memory_unknown_and_refuses_nothing() ->
     run = run_of(scheduling__gpuMemory="24Gi")
     found = estimate(run, Known(None, "unknown: nowhere"), {})
     assert all(stage.phases == () and stage.gpu_hours is None for stage in found.stages.values())
-    assert refusals(run.spec, found, ALL) == []
+    assert refusals(run.spec, found) == []
     assert "unknown: nowhere" in shown(found)
 
 
