@@ -14,10 +14,14 @@ from rich.table import Table
 
 from egt_operator.api import EGTRun
 from egt_operator.api_parts import StoreSpec
+from egt_operator.estimate import estimate, prepared_metrics
+from egt_operator.fit import check_fits, refusals
+from egt_operator.geometry import geometry_of
 from egt_operator.local import LocalRun, StageOutcome, outcome, run_local, state_folder
 from egt_operator.local_view import LocalView
 from egt_operator.manifest_file import load_run
 from egt_operator.plan import forecast
+from egt_operator.plan_view import print_estimate, print_plan
 from egt_operator.schema import generated_files
 from egt_pipeline.cli import data_app, model_app
 from egt_pipeline.contract.chain import Link
@@ -77,21 +81,27 @@ def local_run(file: ManifestFile, store: StoreOption = None, output: OutputOptio
 
 @typer_app.command("plan")
 def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOption = "text") -> None:
-    """Say per stage what a run would do now, and why. Exit code 0: nothing would run; 2: something would."""
-    wants_json = _is_json(output)
-    local = _open(load_run(file), store)
-    links, found = local.chain()
+    """Say per stage what a run would do now, why, and what it takes.
+
+    Exit code 0: nothing would run; 2: something would; 64: what would run does not fit its GPUs.
+    """
+    wants_json, run = _is_json(output), load_run(file)
+    try:
+        local = _open(run, store)
+        links, found = local.chain()
+    except EgtError:  # no store, no key, a damaged artifact: what the manifest alone says is still of use
+        if not wants_json:
+            print_estimate(Console(), estimate(run, geometry_of(run.spec.model), {}))
+        raise
     lines = forecast(links, set(found), local.past())
-    if wants_json:
-        print(json.dumps([vars(line) for line in lines]))
-    else:
-        table = Table("stage", "action", "digest", "reason")
-        for line in lines:
-            table.add_row(line.name, line.action, line.digest or "", line.reason)
-        Console().print(table)
+    needs = estimate(run, geometry_of(run.spec.model), prepared_metrics(found))
+    needs = needs.only({line.name for line in lines if line.action == "run"})
+    refused = refusals(run.spec, needs)
+    print_plan(lines, needs, refused, as_json=wants_json)
     if any(line.name == "prepare" and line.action == "run" for line in lines):
         for missing in missing_sources(links[StageName.PREPARE].recipe):  # type: ignore[arg-type]
             print(f"prepare will fail: {missing}", file=sys.stderr)
+    check_fits(refused)
     if any(line.action == "run" for line in lines):
         raise typer.Exit(_CHANGES_EXIT)
 
