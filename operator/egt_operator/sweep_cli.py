@@ -1,7 +1,8 @@
 """``egt sweep``: many runs that differ in named fields, from one file."""
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from egt_operator.sweep_local import open_members, read_sweep, run_members
 from egt_operator.sweep_outcome import outcome_of
 from egt_pipeline.contract.chain import chain
 from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.fingerprint import missing_sources
 from egt_pipeline.contract.graph import StageName
 
 if TYPE_CHECKING:
@@ -45,8 +47,15 @@ def plan(file: SweepFile, store: StoreOption = None, output: OutputOption = "tex
         print(json.dumps({"stages": [{**vars(count), "to_run": count.to_run} for count in counts], "runs": lines}))
     else:
         _print_plan(counts, lines)
+    for missing in dict.fromkeys(_missing(runs)) if counts[0].to_run else ():
+        print(f"prepare will fail: {missing}", file=sys.stderr)
     if any(count.to_run for count in counts):
         raise typer.Exit(CHANGES_EXIT)
+
+
+def _missing(runs: Sequence[SweepRun]) -> Iterator[str]:
+    for entry in runs:
+        yield from missing_sources(entry.run.recipes[StageName.PREPARE])  # type: ignore[arg-type]
 
 
 def _first_uses(
@@ -137,15 +146,18 @@ def _print_comparison(comparison: "Comparison") -> None:
     for row in comparison.rows:
         cells = [row.name, str(row.runs)]
         for column in comparison.columns:
-            cells.append(_cell(row.found.get(column)))
+            cells.append(_cell(row.found.get(column), interval=column == comparison.columns[0]))
             if comparison.has_reference(column):
                 cells.append(f"{100 * row.reference[column]:.2f}" if column in row.reference else "")
         shown.add_row(*map(escape, cells))
     Console().print(shown)
 
 
-def _cell(found: "Estimate | None") -> str:
-    return "" if found is None else f"{100 * found.mean:.2f} ({100 * found.low:.2f} to {100 * found.high:.2f})"
+def _cell(found: "Estimate | None", *, interval: bool) -> str:
+    """Percent; intervals of all columns would be too much for a terminal, and stand in the page."""
+    if found is None:
+        return ""
+    return f"{100 * found.mean:.2f}" + (f" ({100 * found.low:.2f} to {100 * found.high:.2f})" if interval else "")
 
 
 @sweep_app.command("manifests")

@@ -1,5 +1,6 @@
 """A sweep on this machine: its runs one after another, each as ``egt local run`` would run it."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from egt_operator.manifest_file import load, load_run
 from egt_operator.plan import Phase, Task
 from egt_operator.sweep import SweepRun, expand, tasks_of
 from egt_operator.sweep_file import EGTSweep
-from egt_pipeline.contract.errors import EgtError, StoppedError, TaskError
+from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError
 from egt_pipeline.contract.recipes import PrepareRecipe
 
 
@@ -88,10 +89,15 @@ def _run(member: Member, failed: dict[Task, str], console: Console) -> Ended:
     except StoppedError:
         raise
     except EgtError as error:
-        links = local.links().values()
-        ends = [
-            Task(link.stage, link.digest) for link in links if link.digest and view.seen(link.stage)[0] is Phase.FAILED
-        ]
-        failed.update(dict.fromkeys(ends, entry.name))
+        failed.update(dict.fromkeys(_failed(local, view), entry.name))
         return Ended(entry, "Failed", str(error))
     return Ended(entry, "Complete")
+
+
+def _failed(local: LocalRun, view: LocalView) -> list[Task]:
+    """The tasks that failed in the run that has just ended; none when what failed was no stage."""
+    with contextlib.suppress(ArtifactError):  # of a damaged prepare, whose message is the run's own
+        links = local.links().values()
+        return [Task(link.stage, link.digest) for link in links
+                if link.digest and view.seen(link.stage)[0] is Phase.FAILED]  # fmt: skip
+    return []
