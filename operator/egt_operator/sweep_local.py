@@ -73,7 +73,8 @@ def run_members(members: Sequence[Member], console: Console) -> list[Ended]:
         console.print(f"run {number} of {len(members)}: {member.entry.name}", style="bold", highlight=False)
         ended.append(_run(member, failed, console))
         if ended[-1].message:
-            console.print(f"{member.entry.name}: {ended[-1].message}", style="red", highlight=False, markup=False)
+            words = f"{member.entry.name}: {ended[-1].message}"
+            console.print(words, style="red", highlight=False, markup=False, soft_wrap=True)
     return ended
 
 
