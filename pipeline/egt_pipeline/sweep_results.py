@@ -142,7 +142,8 @@ def estimate(metric: str, scored: Sequence[Scored]) -> Estimate:
         return Estimate(mean, low, high, 1, "samples")
     # Two-sided 95 %: Student's t with n - 1 degrees of freedom.
     half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half, len(values), "seeds")
+    # What no accuracy can be is cut off; that leaves the coverage as it is.
+    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), len(values), "seeds")
 
 
 def _value(scored: Scored, metric: str) -> float:

@@ -39,6 +39,15 @@ def test_several_runs_have_the_t_interval_of_their_mean() -> None:
     assert (found.low, found.high) == (pytest.approx(0.92 - half), pytest.approx(0.92 + half))
 
 
+def test_an_interval_ends_where_accuracies_do() -> None:
+    found = estimate("accuracy", [scored("a", 0, 0.99), scored("a", 1, 0.90)])
+    assert (found.low, found.high) == (
+        pytest.approx(0.945 - 12.706204736 * 0.045),
+        1.0,
+    )  # half width t(0.975, 1) s / √2
+    assert estimate("accuracy", [scored("a", 0, 0.1), scored("a", 1, 0.9)]).low == 0.0
+
+
 def test_the_t_interval_covers_the_truth_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     covered = 0
