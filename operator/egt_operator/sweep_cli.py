@@ -24,7 +24,7 @@ from egt_pipeline.contract.fingerprint import missing_sources
 from egt_pipeline.contract.graph import StageName
 
 if TYPE_CHECKING:
-    from egt_pipeline.sweep_results import Comparison, Estimate
+    from egt_pipeline.sweep_results import Comparison
 
 sweep_app = typer.Typer(
     no_args_is_help=True,
@@ -136,28 +136,21 @@ def table(
 
 
 def _print_comparison(comparison: "Comparison") -> None:
-    shown = Table(title=escape(f"{comparison.name}: {comparison.title}".removesuffix(": ")), title_justify="left")
-    shown.add_column(escape(comparison.x or "row"))
-    shown.add_column("runs", justify="right")
-    for column in comparison.columns:
-        shown.add_column(escape(column))
-        if comparison.has_reference(column):
-            shown.add_column("reference", justify="right")
+    """The first column; all of them would be too wide for a terminal, and stand in the page."""
+    column = comparison.columns[0]
+    title = escape(f"{comparison.name}: {comparison.title}".removesuffix(": "))
+    shown = Table(title=title, title_justify="left", min_width=len(title))
+    names = [comparison.x or "row", "runs", f"{column} (%)", "95 % interval"]
+    names += ["reference"] if comparison.has_reference(column) else []
+    for name in names:
+        shown.add_column(escape(name))
     for row in comparison.rows:
-        cells = [row.name, str(row.runs)]
-        for column in comparison.columns:
-            cells.append(_cell(row.found.get(column), interval=column == comparison.columns[0]))
-            if comparison.has_reference(column):
-                cells.append(f"{100 * row.reference[column]:.2f}" if column in row.reference else "")
-        shown.add_row(*map(escape, cells))
+        found, elsewhere = row.found.get(column), row.reference.get(column)
+        mean = "" if found is None else f"{100 * found.mean:.2f}"
+        interval = "" if found is None else f"{100 * found.low:.2f} to {100 * found.high:.2f}"
+        reference = "" if elsewhere is None else f"{100 * elsewhere:.2f}"
+        shown.add_row(*[escape(row.name), str(row.runs), mean, interval, reference][: len(names)])
     Console().print(shown)
-
-
-def _cell(found: "Estimate | None", *, interval: bool) -> str:
-    """Percent; intervals of all columns would be too much for a terminal, and stand in the page."""
-    if found is None:
-        return ""
-    return f"{100 * found.mean:.2f}" + (f" ({100 * found.low:.2f} to {100 * found.high:.2f})" if interval else "")
 
 
 @sweep_app.command("manifests")

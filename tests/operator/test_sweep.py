@@ -181,13 +181,12 @@ def test_every_example_expands(path: Path) -> None:
     assert tabled == set(found.arms), "an arm that no table shows is paid for nothing"
 
 
-def test_the_paper_s_tables_are_complete_in_the_examples() -> None:
-    assert EXAMPLES
-    for path in EXAMPLES:
-        rows = {(table.name, row) for table in read_sweep(path)[0].tables for row in table.rows}
-        lines = (path.parent / "egt-paper.csv").read_text().splitlines()
-        printed = {tuple(line.split(",")[:2]) for line in lines if not line.startswith(("#", "table,"))}
-        assert printed <= rows
+def test_the_paper_s_tables_are_complete_in_the_example() -> None:
+    path = next(path for path in EXAMPLES if path.name == "digits.yaml")
+    rows = {(table.name, row) for table in read_sweep(path)[0].tables for row in table.rows}
+    lines = (path.parent / "egt-paper.csv").read_text().splitlines()
+    printed = {tuple(line.split(",")[:2]) for line in lines if not line.startswith(("#", "table,"))}
+    assert printed < rows, "all that is printed, and the points of Fig. 4 that are not"
 
 
 @pytest.mark.parametrize(
