@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from egt_pipeline.adapters import base_of, trained_model
 from egt_pipeline.chunks import Chunk, commit_share, committed, cut
 from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.recipes import EvaluateRecipe
@@ -59,7 +60,7 @@ def run(recipe: EvaluateRecipe, inputs: Mapping[str, Path], out: Path, context: 
     """Writes predictions.parquet; metrics are the accuracies of each model with their intervals."""
     benchmarks = sorted(path for path in (inputs["data"] / "evaluate").iterdir() if path.is_dir())
     parts = [_Part(model, benchmark) for model in MODELS if model in inputs for benchmark in benchmarks]
-    judges = _Judges(recipe, inputs, parts)
+    judges = _Judges(recipe, _models(inputs, context.scratch), parts)
     commit_share([chunk for part in parts for chunk in part.chunks], context, judges.predict, lambda: None)
     tables = [PREDICTIONS.empty_table()]
     for part in parts:
@@ -70,6 +71,12 @@ def run(recipe: EvaluateRecipe, inputs: Mapping[str, Path], out: Path, context: 
     table = pa.concat_tables(tables).combine_chunks()
     pq.write_table(table, out / PREDICTIONS_FILE, compression="zstd")
     return StageResult(metrics=metrics(table))
+
+
+def _models(inputs: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
+    """The folder of each model; an adapter of rl goes on what sft has made."""
+    sft = trained_model(inputs["sft"], base_of(inputs), scratch)
+    return {"sft": sft} | ({"final": trained_model(inputs["final"], sft, scratch)} if "final" in inputs else {})
 
 
 class _Part:
@@ -98,8 +105,8 @@ class _Part:
 class _Judges:
     """The models of the run, loaded when a chunk needs them and one at a time: two may not fit."""
 
-    def __init__(self, recipe: EvaluateRecipe, inputs: Mapping[str, Path], parts: Sequence[_Part]) -> None:
-        self._recipe, self._inputs = recipe, inputs
+    def __init__(self, recipe: EvaluateRecipe, models: Mapping[str, Path], parts: Sequence[_Part]) -> None:
+        self._recipe, self._models = recipe, models
         self._parts = {part.group: part for part in parts}
         self._loaded: tuple[str, Engine] | None = None
 
@@ -114,7 +121,7 @@ class _Judges:
     def _engine(self, model: str) -> Engine:
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None  # frees the other model first
-            recipe, folder = self._recipe, self._inputs[model] / "model"
+            recipe, folder = self._recipe, self._models[model]
             engine = open_engine(recipe.engine, folder, recipe.precision, recipe.prompt, recipe.batch_size)
             self._loaded = (model, engine)
         return self._loaded[1]

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from egt_pipeline.adapters import base_of, trained_model
 from egt_pipeline.chunks import Chunk, commit_share, committed, cut
 from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.recipes import ProbeRecipe
@@ -55,7 +56,8 @@ def run(recipe: ProbeRecipe, inputs: Mapping[str, Path], out: Path, context: Con
     """Commits this worker's chunks; the worker that finds all of them committed writes entropies.parquet."""
     folder = inputs["data"] / "rl"
     chunks = cut(read_preferences(folder, labelled=False), recipe.chunk_rows)
-    prober = _Prober(recipe, inputs["model"] / "model", folder)
+    model = trained_model(inputs["model"], base_of(inputs), context.scratch)
+    prober = _Prober(recipe, model, folder)
     commit_share(chunks, context, prober.measure, prober.tokens_per_second)
     tables = committed(chunks, context)
     if tables is None:
