@@ -25,6 +25,7 @@ from egt_pipeline.reward_model import load_model
 from egt_pipeline.rewards import grade, reward, rule_logic
 from egt_pipeline.stages import rl
 from egt_pipeline.store import open_store
+from event_files import scalars
 
 RECIPE = RLRecipe(
     epochs=2,
@@ -105,6 +106,11 @@ def test_a_real_run_follows_the_plan_counts_outliers_and_leaves_a_model_that_loa
     assert (metrics["steps"], metrics["epochs"], metrics["samples"]) == (6, 2, 10)
     assert metrics["filtered_share"] > 0
     assert [progress.done for progress in seen] == [1, 2, 3, 4, 5, 6]
+    curve = scalars(out / "tracking", "reward")
+    assert (list(curve), list(curve.values())) == (
+        [1, 2, 3, 4, 5, 6],
+        pytest.approx([row["reward"] for row in losses], rel=1e-6),
+    )
     assert context(tmp_path).work.names("checkpoints/") == ["checkpoints/processes-1/step-000006"]
     _check_model(out / "model", model)
 

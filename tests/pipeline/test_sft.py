@@ -23,6 +23,7 @@ from egt_pipeline.reward_model import load_model, load_processor
 from egt_pipeline.sft_batches import Order, Shares
 from egt_pipeline.stages import sft
 from egt_pipeline.store_file import FileWork
+from event_files import scalars
 
 _ROWS = 10
 _SPEECH = "The picture shows four. The first says four, right. The second says seven, wrong."
@@ -204,6 +205,8 @@ def test_a_stopped_training_goes_on_with_the_losses_of_the_unbroken_one(unbroken
     out, steps = _train(tmp_path)
     assert steps == [4, 5]
     assert _losses(out) == _losses(unbroken)
+    curve = scalars(out / "tracking", "loss")
+    assert (list(curve), list(curve.values())) == ([1, 2, 3, 4, 5], pytest.approx(_losses(unbroken), rel=1e-6))
     name = "model/model.safetensors"
     assert (out / name).read_bytes() == (unbroken / name).read_bytes()
 
@@ -364,3 +367,12 @@ def test_adapters_under_zero_go_on_from_their_checkpoint_with_the_same_losses(st
 def test_losses_do_not_depend_on_what_is_kept_for_the_backward_pass(unbroken: Path, tmp_path: Path) -> None:
     out, _ = _train(tmp_path, _RECIPE.model_copy(update={"gradient_checkpointing": False}))
     assert _losses(out) == pytest.approx(_losses(unbroken), abs=1e-6)
+
+
+def test_in_bfloat16_losses_are_those_of_float32_to_two_digits(unbroken: Path, adapted: Path, tmp_path: Path) -> None:
+    out, _ = _train(tmp_path / "all", _RECIPE.model_copy(update={"precision": "bfloat16"}))
+    assert _losses(out) == pytest.approx(_losses(unbroken), rel=0.02)
+    out, _ = _train(tmp_path / "adapters", _ADAPTED.model_copy(update={"precision": "bfloat16"}))
+    assert _losses(out) == pytest.approx(_losses(adapted), rel=0.02)
+    stored = {str(weight.dtype) for weight in load_model(out / "model", "auto").parameters()}
+    assert stored == {"torch.float32"}, "of the model that the adapters were merged into"

@@ -5,7 +5,6 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from egt_pipeline.context import Context
 from egt_pipeline.contract.errors import TaskError, UnavailableError
@@ -13,6 +12,7 @@ from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.tracking import Tracking
 from egt_pipeline.store_file import FileWork
 from egt_pipeline.tracking import tracked
+from event_files import scalars
 
 _LOSSES = {1: 2.5, 2: 1.25, 3: 0.5}
 
@@ -27,13 +27,6 @@ def _log(folder: Path, tracking: Tracking | None) -> Path:
         for step, loss in _LOSSES.items():
             log(step, {"loss": loss})
     return out / "tracking"
-
-
-def scalars(folder: Path, name: str) -> dict[int, float]:
-    """What TensorBoard shows of one curve."""
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {event.step: event.tensor_proto.float_val[0] for event in events.Tensors(name)}
 
 
 def test_tensorboard_shows_every_step_without_any_service(tmp_path: Path) -> None:
