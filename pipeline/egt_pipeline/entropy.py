@@ -19,6 +19,10 @@ def entropy_nats(logits_NV: Tensor) -> Tensor:
     Float64; the exponentials are float32 unless the logits are float64. A logit of -inf counts as probability 0. A row
     that holds NaN or +inf, or -inf only, gives NaN: it has no distribution.
     """
+    if logits_NV.is_cuda and logits_NV.dtype != torch.float64:
+        from egt_pipeline.entropy_kernel import entropy_nats as in_one_pass
+
+        return in_one_pass(logits_NV, _LOWEST)
     return torch.cat([_entropy(block) for block in torch.split(logits_NV, _BLOCK_ROWS)])
 
 
