@@ -1,7 +1,8 @@
 """sft: the reward model learns to write the kept trajectories.
 
-``model/`` is the trained model with its processor, ``losses.parquet`` has one row an optimiser step, and
-``samples.parquet`` says of every row whether it was trained on, and why not.
+``model/`` is the trained model with its processor, or ``adapter/`` what was added to the one it started from;
+``losses.parquet`` has one row an optimiser step, ``tracking/`` the same for TensorBoard, and ``samples.parquet`` says of
+every row whether it was trained on, and why not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ _LAST_STEPS = 20  # over which the last loss is averaged: one batch says little
 
 
 def run(recipe: SFTRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
-    """Writes ``model/``, ``losses.parquet`` and ``samples.parquet``; metrics count samples and steps.
+    """Writes the model or its adapter, curves and tables; metrics count samples and steps.
 
     Raises TaskError when nothing is left to train on or the loss is no number, StoppedError after a last checkpoint.
     """
