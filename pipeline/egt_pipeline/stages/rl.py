@@ -1,8 +1,8 @@
 """rl: StableReinforce on the curated samples, from easy to hard, through OpenRLHF (EGT section 2.4).
 
-In: preferences with labels, the fine-tuned model, the selection. Out: ``model/`` or ``adapter/``, what the optimiser saw
-in ``order.parquet``, ``losses.parquet``, ``rewards.parquet`` (see rl_records), and curves in ``tracking/``. The order is
-compared with the plan; a run that saw anything else fails.
+In: preferences with labels, the fine-tuned model, the selection. Out: ``model/`` or ``adapter/``, what the optimiser
+saw in ``order.parquet``, ``losses.parquet``, ``rewards.parquet`` (see rl_records), and curves in ``tracking/``. The
+order is compared with the plan; a run that saw anything else fails.
 """
 
 import json

@@ -1,8 +1,8 @@
 """sft: the reward model learns to write the kept trajectories.
 
 ``model/`` is the trained model with its processor, or ``adapter/`` what was added to the one it started from;
-``losses.parquet`` has one row an optimiser step, ``tracking/`` the same as curves, and ``samples.parquet`` says of every
-row whether it was trained on, and why not.
+``losses.parquet`` has one row an optimiser step, ``tracking/`` the same as curves, and ``samples.parquet`` says of
+every row whether it was trained on, and why not.
 """
 
 from collections.abc import Mapping, Sequence
