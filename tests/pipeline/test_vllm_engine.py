@@ -117,8 +117,8 @@ def test_bad_pictures_and_prompts_that_are_too_long_are_refused_and_the_others_a
 def test_prompts_in_parts_and_requests_put_off_change_nothing(monkeypatch):
     import vllm.engine.arg_utils as there
 
-    # Room for 12 blocks of 16 tokens, and prompts read 32 tokens a step: requests are stopped and begun again.
-    room = {"num_gpu_blocks_override": 12, "block_size": 16, "max_num_batched_tokens": 32}
+    # Six blocks of 32 tokens (the seventh is vLLM's own) and 32 tokens a step: requests are stopped and begun again.
+    room = {"num_gpu_blocks_override": 7, "block_size": 32, "max_num_batched_tokens": 32}
     scarce = functools.partial(there.EngineArgs, **room, enable_prefix_caching=False)
     monkeypatch.setattr(there, "EngineArgs", scarce)
     closed()

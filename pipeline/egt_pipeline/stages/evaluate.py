@@ -50,7 +50,7 @@ PREDICTIONS = pa.schema(
     ]
 )
 MODELS = ("sft", "final")  # in the order of training
-_CHUNK_ROWS = 256  # the default of the probe: committed every few minutes on a GPU
+_CHUNK_ROWS = 128  # the default of the probe: committed every few minutes on a GPU
 # With answers balanced over both positions a good judge stays near one half; only a fixed choice gets here.
 _CONSTANT_SHARE = 0.95
 # A column with more values numbers groups of pairs instead of naming categories, and metrics have to stay below 4 KiB.
