@@ -181,18 +181,20 @@ def test_a_run_that_is_shuffled_on_purpose_fails_the_check(
 
 
 @pytest.mark.slow
-def test_a_run_stopped_in_the_middle_goes_on_at_the_next_prompt(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["all weights", "adapters"])
+def test_a_run_stopped_in_the_middle_goes_on_at_the_next_prompt(lora: LoRA | None, tmp_path: Path, model: Path) -> None:
+    recipe = RECIPE.model_copy(update={"lora": lora, "freeze_vision": lora is not None})
     done: list[float] = []
 
     def stop_after_the_second_step() -> bool:
         return len(done) >= 2
 
     with pytest.raises(StoppedError):
-        run(tmp_path, model, progress=lambda p: done.append(p.done), stopping=stop_after_the_second_step)
+        run(tmp_path, model, recipe, progress=lambda p: done.append(p.done), stopping=stop_after_the_second_step)
     (checkpoint,) = context(tmp_path).work.names("checkpoints/")
     first = int(checkpoint[-6:])
     again: list[float] = []
-    out = run(tmp_path, model, attempt=2, progress=lambda p: again.append(p.done))
+    out = run(tmp_path, model, recipe, attempt=2, progress=lambda p: again.append(p.done))
     assert order(out) == PLAN
     assert 2 <= first < 6
     taken = pq.read_table(out / "order.parquet", columns=["step", "attempt"]).to_pylist()
@@ -200,6 +202,9 @@ def test_a_run_stopped_in_the_middle_goes_on_at_the_next_prompt(tmp_path: Path, 
     records = (tmp_path / "scratch2" / "rl" / "steps.jsonl").read_text().splitlines()
     stopped = (tmp_path / "scratch1" / "rl" / "steps.jsonl").read_text().splitlines()
     assert records[:first] == stopped[:first], "what was trained before the stop is not trained again"
+    gaps = pq.read_table(out / "losses.parquet", columns=["rollout_gap"])["rollout_gap"].to_pylist()
+    assert all(abs(gap) < 0.01 for gap in gaps), "vLLM goes on with the weights of the checkpoint"
+    assert list(scalars(out / "tracking", "reward")) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
