@@ -164,7 +164,9 @@ def _batch_rules() -> list[Rule]:
 
 def _until_started(name: StageName) -> Rule:
     block = api.EGTRunSpec.model_fields[name].annotation
-    fields = [field for field in ("resources", "workers", "processes", "pods") if field in getattr(block, "model_fields", {})]
+    fields = [
+        field for field in ("resources", "workers", "processes", "pods") if field in getattr(block, "model_fields", {})
+    ]
     same = " && ".join(f"self.spec.{name}.{field} == oldSelf.spec.{name}.{field}" for field in fields)
     return _rule(
         f"({same}) || !has(self.status) || !has(self.status.stages)"  # the cheapest first: every write pays for it

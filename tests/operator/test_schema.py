@@ -103,8 +103,14 @@ def test_the_recipe_is_immutable_and_where_it_runs_is_not() -> None:
     fixed = {path for path, node in nodes(run_schema()) if any(is_frozen_rule(rule) for rule in node.get(RULES, []))}
     frozen = {"spec.model", "spec.data", "spec.store", "spec.sft.enabled", "spec.sft.learningRate", "spec.curate.keep"}
     assert frozen | {"spec.distill.teacher.model", "spec.rl.judge.kind", "spec.retry", "spec.podTemplate"} <= fixed
-    free = {"suspend", "ttl", "activeDeadlineSeconds", "queueDeadlineSeconds", "sft.resources", "sft.processes", "sft.pods"}
-    free |= {"probe.workers", "sft.checkpointSteps", "distill.teacher.baseUrl", "rl.judge.endpoint.apiKeyEnv"}
+    free = {"suspend", "ttl", "activeDeadlineSeconds", "queueDeadlineSeconds", "sft.resources", "sft.processes"}
+    free |= {
+        "sft.pods",
+        "probe.workers",
+        "sft.checkpointSteps",
+        "distill.teacher.baseUrl",
+        "rl.judge.endpoint.apiKeyEnv",
+    }
     assert not {f"spec.{name}" for name in free} & fixed
     assert not any(path.startswith(f"spec.{name}.") for name in free for path in fixed)
 
