@@ -160,7 +160,7 @@ def logical_devices(run: RunFile) -> int:
 
 
 def in_pods(run: RunFile, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """Ray's ``bundles``, one a process, each bound to a pod: as many in each, the first ones, which write, in the leader.
+    """Ray's ``bundles``, one a process, each bound to its pod; the first ones, which write, are in the leader.
 
     Ray would place them where it likes, but a pod commits what its own processes wrote and fetches what they read.
     """

@@ -73,6 +73,8 @@ class ProcessPods:
         host, port = server.removeprefix("https://").split(":")
         self.image = {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", "HOME": "/",
+            # This checkout, whichever one is installed in the interpreter's environment.
+            "PYTHONPATH": f"{CHECKOUT / 'operator'}:{CHECKOUT / 'pipeline'}",
             "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, **(variables or {}),
         }  # fmt: skip
         self.image_paths = sorted({str(CHECKOUT), sys.prefix, str(Path(sys.base_prefix)), str(self.shim)})
