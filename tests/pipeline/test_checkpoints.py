@@ -95,7 +95,7 @@ def test_a_damaged_part_of_another_pod_ends_the_attempt_and_is_left_out_by_the_n
     assert isinstance(other, EgtError)
     assert "the next attempt makes it again" in str(other)
     assert first == (20, ["optimiser-0", "weights"])  # what the line says next is that the other one is gone
-    assert resumed(tmp_path)[0] == (None, [])
+    assert [found[0] for found in resumed(tmp_path) if isinstance(found, tuple)] == [None, None]
 
 
 @pytest.mark.parametrize("pods", [1, 2])
