@@ -101,7 +101,9 @@ def test_a_real_run_follows_the_plan_counts_outliers_and_leaves_a_model_that_loa
     assert (metrics["steps"], metrics["epochs"], metrics["samples"]) == (6, 2, 10)
     assert metrics["filtered_share"] > 0
     assert [progress.done for progress in seen] == [1, 2, 3, 4, 5, 6]
-    assert context(tmp_path).work.names("checkpoints/") == ["checkpoints/processes-1/step-000006"]
+    assert context(tmp_path).work.names("checkpoints/") == [
+        "checkpoints/processes-1-pods-1/pod-0/attempt-001/step-000006"
+    ]
     _check_model(out / "model", model)
 
 
