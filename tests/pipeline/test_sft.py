@@ -1,7 +1,5 @@
 import io
 import json
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from build_context import free_ports
 from build_model import random_model
 from egt_pipeline.context import Context
 from egt_pipeline.contract.errors import StoppedError, TaskError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.task import Progress
-from egt_pipeline.peers import ALONE, Peers
 from egt_pipeline.preferences import Images, read_preferences, write_images, write_preferences
 from egt_pipeline.prompts import messages
 from egt_pipeline.reward_model import load_model, load_processor
@@ -78,8 +74,6 @@ def _train(
     *,
     inputs: dict[str, Path] | None = None,
     processes: int = 1,
-    peers: Peers = ALONE,
-    work: Path | None = None,
     stop_after: int | None = None,
 ) -> tuple[Path, list[int]]:
     """Run one attempt of the stage; its output, and the steps it told of. Attempts in one folder share their work."""
@@ -94,28 +88,14 @@ def _train(
     scratch.mkdir()
     context = Context(
         scratch=scratch,
-        work=FileWork(work or folder / "work"),
+        work=FileWork(folder / "work"),
         refs={},
-        attempt=attempt + 1,
         processes=processes,
-        peers=peers,
         progress=progress,
         stopping=lambda: stop_after is not None and bool(steps) and steps[-1] >= stop_after,
     )
     sft.run(recipe, inputs or _inputs(folder / f"inputs-{attempt}"), out, context)
     return out, steps
-
-
-def _train_over_pods(folder: Path, recipe: SFTRecipe, *, pods: Iterable[int], **given: Any) -> tuple[Path, list[int]]:
-    """As ``_train`` with a process in each of two pods, of which ``pods`` are there; the result is the first one's."""
-    port = free_ports(2)
-
-    def pod(rank: int) -> tuple[Path, list[int]]:
-        peers = Peers(rank, 2, "127.0.0.1", port)
-        return _train(folder / f"pod-{rank}", recipe, processes=2, peers=peers, work=folder / "work", **given)
-
-    with ThreadPoolExecutor() as pool:
-        return next(iter(list(pool.map(pod, pods))))
 
 
 def _losses(out: Path) -> list[float]:
@@ -298,18 +278,3 @@ def test_deepspeed_goes_on_from_its_checkpoint_with_the_same_losses(stage: int, 
     out, steps = _train(tmp_path / "stopped", recipe, processes=2)
     assert steps[0] > 3
     assert _losses(out) == _losses(whole)
-
-
-def test_two_pods_stop_with_a_checkpoint_and_go_on_with_the_losses_of_one_process(
-    unbroken: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(StoppedError):
-        _train_over_pods(tmp_path, _zero(2), pods=range(2), stop_after=2)
-    parts = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("work/checkpoints/*/*/*/*"))
-    assert [part.split("/")[3] for part in parts] == ["pod-0", "pod-1"]
-    assert len({part[-6:] for part in parts}) == 1
-    out, steps = _train_over_pods(tmp_path, _zero(2), pods=range(2))
-    assert steps == list(range(int(parts[0][-6:]) + 1, 6))
-    assert _losses(out) == pytest.approx(_losses(unbroken), abs=1e-4)
-    load_model(out / "model", "float32")
-    assert not (tmp_path / "pod-1" / "out-1" / "model").exists()
