@@ -1,4 +1,4 @@
-"""The sft stage in two pods, which are two threads here: each with a scratch folder, a torchrun and a rank of its own."""
+"""The sft stage in two pods, which are two threads here: each with a scratch folder, a torchrun and a rank."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +52,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def train(folder: Path, inputs: dict[str, Path], peers: Peers = ALONE, *, attempt: int = 1, stop: bool = False) -> Path:
-    """The output of one attempt as the pod ``peers.rank`` has it. With ``stop`` that pod is asked to after two steps."""
+    """The output of one attempt as the pod ``peers.rank`` has it; with ``stop`` it ends after two steps."""
     place, steps = folder / f"pod-{peers.rank}-a{attempt}", []
     out, scratch = place / "out", place / "scratch"
     out.mkdir(parents=True)
