@@ -183,7 +183,8 @@ def environment(run: RunFile, run_file: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # the kernel and Kubernetes watch memory; Ray's own watch kills workers
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # after a kill its agents would wait a minute for a dead server
+        # After a kill its agents would wait a minute for a dead server; one in another pod may be silent for a moment.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "5" if run.peers.size == 1 else "60",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every weight sync of layers that have no weights
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
