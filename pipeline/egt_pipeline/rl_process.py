@@ -32,8 +32,7 @@ def train(run: RunFile, *, on_poll: Callable[[], None], line: Line, grace_second
         _watch(child, run, on_poll, line.stopping, _STOP_SHARE * grace_seconds)
     on_poll()
     if child.returncode:
-        line.settle(_BLAME_SECONDS)
-        raise _failure(run, child.returncode)
+        raise _failure(run, child.returncode, line)
 
 
 def lend(run: RunFile, *, on_poll: Callable[[], None], line: Line) -> None:
@@ -46,10 +45,10 @@ def lend(run: RunFile, *, on_poll: Callable[[], None], line: Line) -> None:
             on_poll()
             line.stopping()
             time.sleep(_POLL_SECONDS)
-        if not line.over:
-            line.settle(_BLAME_SECONDS)
     if not line.over:
-        raise _failure(run, child.returncode)
+        error = _failure(run, child.returncode, line)
+        if not line.over:
+            raise error
     on_poll()
 
 
@@ -97,12 +96,14 @@ def _log(run: RunFile) -> Path:
     return run.folder / "openrlhf.log"
 
 
-def _failure(run: RunFile, code: int) -> EgtError:
+def _failure(run: RunFile, code: int, line: Line) -> EgtError:
+    """What the process failed with. Raises PeerLostError when it failed because another pod is gone."""
     if run.failure.exists():
         said = json.loads(run.failure.read_text())
         kinds = {kind.exit_code: kind for kind in EgtError.__subclasses__()}
         return kinds.get(said["exit_code"], EgtError)(said["message"])
     check_space(run.folder)
+    line.settle(_BLAME_SECONDS)
     end = _log(run).read_text(errors="replace")[-_LOG_CHARACTERS:]
     how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
     return EgtError(f"rl: OpenRLHF {how}; the end of its log:\n{end}")
