@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.timeout(3600),
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
+EPOCHS = 3
 OVER_PODS = {"processes": 2, "pods": 2}
 ALWAYS_ONE = Answer(text="<think>The first says four, right.</think><answer>1</answer>")
 
@@ -47,7 +48,7 @@ def apply(place: ClusterRun, name: str, teacher: str, **stages: dict[str, Any]) 
     spec["distill"]["teacher"]["baseUrl"] = teacher
     spec["sft"] |= {"processes": 1, "maxSteps": 60, "batchSize": 16, "microBatchSize": 8, "warmupSteps": 5,
                     "checkpointSteps": 10}  # fmt: skip
-    spec["rl"] |= {"microBatchSize": 4, "checkpointSteps": 1}
+    spec["rl"] |= {"epochs": EPOCHS, "microBatchSize": 4, "checkpointSteps": 1}
     spec["evaluate"] |= {"enabled": False}
     for stage, changes in stages.items():
         spec[stage] |= changes
@@ -65,7 +66,9 @@ def checkpoints(place: ClusterRun, run: str, stage: str) -> dict[str, set[str]]:
 
 def kill_after_a_checkpoint(place: ClusterRun, run: str, stage: str) -> None:
     """The second pod of the stage's first attempt is gone once there is a whole checkpoint to go on from."""
-    wait_for(f"{stage} has a checkpoint", lambda: bool(set.intersection(*checkpoints(place, run, stage).values())), 900)
+    wait_for(
+        f"{stage} has a checkpoint", lambda: bool(set.intersection(*checkpoints(place, run, stage).values())), 1500
+    )
     place.cluster.agent.signal("default", f"{run}-{stage}-a1-worker-0", signal.SIGKILL)
     wait_for("its stage is tried again", lambda: place.stage(run, stage).get("attempt") == 2, 120)
 
@@ -120,9 +123,8 @@ def test_rl_over_two_pods_with_one_killed_saw_the_planned_order(
     place, steps = completed
     kept = [row for row in place.table("curate", "selection", "two").to_pylist() if row["decision"] == "kept"]
     order = place.table("rl", "order", "two").to_pylist()
-    assert [row["sample_id"] for row in order] == [
-        row["sample_id"] for row in sorted(kept, key=lambda row: row["rank"])
-    ]
+    planned = [row["sample_id"] for row in sorted(kept, key=lambda row: row["rank"])]
+    assert [row["sample_id"] for row in order] == planned * EPOCHS
     assert {row["attempt"] for row in order if row["step"] <= steps["rl"]} == {1}
     assert {row["attempt"] for row in order if row["step"] > steps["rl"]} <= {2}
 
