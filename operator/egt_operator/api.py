@@ -37,10 +37,13 @@ Processes = Annotated[int, Placement, Field(ge=1, le=1024)]
 Deadline = Annotated[int | None, Placement, Field(ge=1)]
 
 
-def _check_processes(batch_size: int, micro_batch_size: int, processes: int) -> None:
-    if batch_size % (micro_batch_size * processes):
+def _check_processes(block: "SFTStage | RLStage") -> None:
+    if block.processes % block.pods:
+        raise ValueError(f"pods: {block.pods} does not divide processes {block.processes}; every pod has as many")
+    if block.batch_size % (block.micro_batch_size * block.processes):
         raise ValueError(
-            f"batchSize: {batch_size} is no multiple of microBatchSize {micro_batch_size} x processes {processes}"
+            f"batchSize: {block.batch_size} is no multiple of "
+            f"microBatchSize {block.micro_batch_size} x processes {block.processes}"
         )
 
 
@@ -90,10 +93,12 @@ class SFTStage(OptionalStage, SFTRecipe):
 
     processes: Processes = 1
     """Ranks that train together, one GPU each where there are GPUs."""
+    pods: Processes = 1
+    """Pods that the ranks spread over, as many in each; no meaning on a machine without a cluster."""
 
     @model_validator(mode="after")
     def _processes_divide(self) -> Self:
-        _check_processes(self.batch_size, self.micro_batch_size, self.processes)
+        _check_processes(self)
         return self
 
 
@@ -119,10 +124,12 @@ class RLStage(OptionalStage, RLRecipe):
 
     processes: Processes = 1
     """Ranks that train together, one GPU each where there are GPUs."""
+    pods: Processes = 1
+    """Pods that the ranks spread over, as many in each; no meaning on a machine without a cluster."""
 
     @model_validator(mode="after")
     def _processes_divide(self) -> Self:
-        _check_processes(self.batch_size, self.micro_batch_size, self.processes)
+        _check_processes(self)
         return self
 
 

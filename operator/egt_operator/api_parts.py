@@ -36,7 +36,7 @@ class Resources(Recipe):
     memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$", max_length=16)
     """Memory, as in 64Gi; null leaves it to the cluster's defaults."""
     gpu: int | None = Field(default=None, ge=0, le=64)
-    """GPUs; null: one for each process of a stage that runs a model, none for the others."""
+    """GPUs; null: one for each process in the pod of a stage that runs a model, none for the others."""
 
 
 class StoreSpec(Recipe):

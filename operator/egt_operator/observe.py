@@ -12,7 +12,14 @@ from pydantic import ValidationError
 
 from egt_operator.api_status import FailureClass
 from egt_operator.children import Job, Pod
-from egt_pipeline.contract.errors import ArtifactError, DiskFullError, StoppedError, TaskError, UnavailableError
+from egt_pipeline.contract.errors import (
+    ArtifactError,
+    DiskFullError,
+    PeerLostError,
+    StoppedError,
+    TaskError,
+    UnavailableError,
+)
 from egt_pipeline.contract.task import Summary
 
 State = Literal["Queued", "Pending", "Running", "Succeeded", "Failed"]
@@ -25,6 +32,8 @@ _BY_EXIT_CODE: Mapping[int, FailureClass] = {
     ArtifactError.exit_code: "BadInput",
     UnavailableError.exit_code: "Unavailable",
     DiskFullError.exit_code: "UserError",
+    # As long as the other pod says nothing itself, it is its node that does not answer.
+    PeerLostError.exit_code: "NodeLost",
     # Somebody asked the process to stop, and it was not this operator: its node is drained or its place is taken.
     StoppedError.exit_code: "Preempted",
 }
@@ -107,7 +116,11 @@ def _worst(failed: Sequence[Pod]) -> Pod:
     """The pod that says most about why: what a rank said itself before what others were told by its end."""
     order: list[FailureClass] = ["UserError", "OutOfMemory", "BadInput", "NodeLost", "Preempted", "Unavailable"]
     rank = {kind: place for place, kind in enumerate(order)}
-    return min(failed, key=lambda pod: (rank.get(cause_of(pod).kind, len(order)), pod.name))
+
+    def place(pod: Pod) -> tuple[bool, int, str]:
+        return pod.exit_code == PeerLostError.exit_code, rank.get(cause_of(pod).kind, len(order)), pod.name
+
+    return min(failed, key=place)
 
 
 def cause_of(pod: Pod) -> Cause:

@@ -47,13 +47,15 @@ def gpus_of(run: EGTRun, stage: StageName) -> int:
     if block.resources.gpu is not None:
         return block.resources.gpu
     if isinstance(block, SFTStage | RLStage):
-        return block.processes
+        return block.processes // block.pods
     return 1 if STAGE_TYPES[stage].gpu else 0
 
 
 def pods_of(run: EGTRun, stage: StageName) -> int:
-    """How many pods the stage runs in: a probe in one for each worker, everything else in one."""
+    """How many pods the stage runs in: a probe in one for each worker, a training in as many as it says."""
     block = run.spec.stage(stage)
+    if isinstance(block, SFTStage | RLStage):
+        return block.pods
     return block.workers if isinstance(block, ProbeStage) else 1
 
 

@@ -18,8 +18,8 @@ _INTRODUCTION = """\
 One `EGTRun` says a whole run. `examples/` holds manifests to start from. With the line
 `# yaml-language-server: $schema=<path to egtrun.schema.json>` on top, an editor completes and checks a manifest.
 
-A field marked *fixed* is part of what the run is: it cannot change once the run exists in a cluster. Resources, workers
-and processes of a stage can change until the stage starts. `null` and leaving a field out mean the same.
+A field marked *fixed* is part of what the run is: it cannot change once the run exists in a cluster. Resources,
+workers, processes and pods of a stage can change until the stage starts. `null` and leaving a field out mean the same.
 """
 
 

@@ -155,13 +155,18 @@ def _graph_rules() -> list[Rule]:
 
 
 def _batch_rules() -> list[Rule]:
-    return [
+    trainings = (StageName.SFT, StageName.RL)
+    pods = [
+        _rule(f"self.{name}.processes % self.{name}.pods == 0", "does not divide processes", f".{name}.pods")
+        for name in trainings
+    ]
+    return pods + [
         _rule(
             f"self.{name}.batchSize % (self.{name}.microBatchSize * self.{name}.processes) == 0",
             "is no multiple of microBatchSize x processes",
             f".{name}.batchSize",
         )
-        for name in (StageName.SFT, StageName.RL)
+        for name in trainings
     ]
 
 
@@ -178,7 +183,9 @@ def _adapter_rules() -> list[Rule]:
 
 def _until_started(name: StageName) -> Rule:
     block = api.EGTRunSpec.model_fields[name].annotation
-    fields = [field for field in ("resources", "workers", "processes") if field in getattr(block, "model_fields", {})]
+    fields = [
+        field for field in ("resources", "workers", "processes", "pods") if field in getattr(block, "model_fields", {})
+    ]
     same = " && ".join(f"self.spec.{name}.{field} == oldSelf.spec.{name}.{field}" for field in fields)
     return _rule(
         f"({same}) || !has(self.status) || !has(self.status.stages)"  # the cheapest first: every write pays for it

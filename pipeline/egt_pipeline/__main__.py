@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from egt_pipeline.contract.errors import EXIT_DONE, ArtifactError, DiskFullError, EgtError
-from egt_pipeline.contract.graph import StageName
+from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.task import PROGRESS_MARK, SUMMARY_BYTES, Manifest, Progress, Summary, TaskFile
 
 _GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL of a stage whose parent is gone
@@ -36,17 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="stop when standard input closes, as it does when the parent dies",
     )
     options = parser.parse_args(arguments)
-    for name in [name for name in os.environ if name.startswith("PET_") or name in _OF_PODS]:
+    of_pods = {name: os.environ.pop(name) for name in _OF_PODS if name in os.environ}
+    for name in [name for name in os.environ if name.startswith("PET_")]:
         del os.environ[name]
     task = TaskFile.model_validate_json(options.task.read_bytes())
     if options.stage != task.stage:
         parser.error(f"--task {options.task}: is for stage {task.stage}, not {options.stage}")
     if options.exit_with_parent:
         threading.Thread(target=_exit_with_parent, daemon=True).start()
-    return _run(task, options.worker)
+    return _run(task, options.worker, of_pods)
 
 
-def _run(task: TaskFile, worker: int) -> int:
+def _run(task: TaskFile, worker: int, of_pods: Mapping[str, str]) -> int:
     stop = threading.Event()
 
     def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
@@ -55,10 +56,13 @@ def _run(task: TaskFile, worker: int) -> int:
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         from egt_pipeline.lifecycle import run_task
+        from egt_pipeline.peers import ALONE, peers_of
 
+        # Workers of a sharded stage do not know each other.
+        peers = ALONE if STAGE_TYPES[task.stage].sharded else peers_of(of_pods, task.workers)
         path = task.progress_path
         progress = _ProgressFile(Path(path.format(worker=worker))) if path else _ProgressLog()
-        manifest = run_task(task, worker=worker, progress=progress, stopping=stop.is_set)
+        manifest = run_task(task, worker=worker, peers=peers, progress=progress, stopping=stop.is_set)
     except EgtError as error:
         return _fail(task, worker, error)
     except FileNotFoundError as error:

@@ -1,41 +1,70 @@
-"""Checkpoints of a training as work in progress: one directory each, the newest committed one kept."""
+"""Checkpoints of a training as work in progress: one directory a pod and step, the newest complete one kept."""
 
 import shutil
 from pathlib import Path
 
 from egt_pipeline.context import Context
-from egt_pipeline.contract.errors import ArtifactError
+from egt_pipeline.contract.errors import ArtifactError, EgtError
+from egt_pipeline.peers import Line
 
 
 class Checkpoints:
-    """Checkpoints of one stage's training.
+    """Checkpoints of one stage's training. Each pod commits what its processes wrote; all parts together count.
 
-    DeepSpeed divides the optimiser among the processes, so another number of processes starts anew.
+    DeepSpeed divides the optimiser among the processes, so another number of processes or pods starts anew. Parts of
+    two attempts are never taken for one checkpoint: they are of two different trainings.
     """
 
     def __init__(self, context: Context) -> None:
-        self._work = context.work
-        self._prefix = f"checkpoints/processes-{context.processes}/"
+        self._context, self._work, self._peers = context, context.work, context.peers
+        self._prefix = f"checkpoints/processes-{context.processes}-pods-{context.peers.size}/"
+
+    def _parts(self, pod: int) -> set[tuple[int, str]]:
+        """Step and name of what the pod has committed."""
+        folder = f"{self._prefix}pod-{pod}/"
+        return {(int(name[-6:]), name.removeprefix(folder)) for name in self._work.names(folder)}
+
+    def _complete(self) -> list[tuple[int, str]]:
+        """Those that every pod has committed its part of, in ascending order."""
+        return sorted(set.intersection(*(self._parts(pod) for pod in range(self._peers.size))))
 
     def commit(self, step: int, folder: Path) -> None:
-        """Commit the checkpoint in ``folder``, which is gone afterwards, as are the older ones."""
-        name = f"{self._prefix}step-{step:06d}"
-        self._work.commit(name, folder)
-        shutil.rmtree(folder)
-        for older in self._work.names(self._prefix):
-            if older < name:
-                self._work.discard(older)
+        """Commit this pod's part, the files in ``folder``, which is gone afterwards, as are its older parts.
 
-    def newest(self, target: Path) -> int | None:
-        """The step of the newest checkpoint that verifies, fetched into ``target``; None if there is none."""
-        for name in reversed(self._work.names(self._prefix)):
+        Older than the newest complete checkpoint, that is: what others have not committed yet may never be.
+        """
+        own = f"{self._prefix}pod-{self._peers.rank}/"
+        self._work.commit(f"{own}attempt-{self._context.attempt:03d}/step-{step:06d}", folder)
+        shutil.rmtree(folder)
+        complete = self._complete()
+        for part in self._parts(self._peers.rank):
+            if complete and part < complete[-1]:
+                self._work.discard(own + part[1])
+
+    def resume(self, target: Path, line: Line) -> int | None:
+        """The step that all pods go on from, with what this one needs of it in ``target``; None at the start.
+
+        The leader decides, so all have the same. A rank reads its own part, and of the leader's what all ranks share.
+        """
+        if self._peers.leads:
+            newest = self._newest(target)
+            line.tell(newest)
+        elif newest := line.hear():
+            for pod in (0, self._peers.rank):
+                if not self._context.fetch_committed(f"{self._prefix}pod-{pod}/{newest}", target):
+                    raise EgtError(f"{newest}: the part of pod {pod} is gone")
+        return int(newest[-6:]) if newest else None
+
+    def _newest(self, target: Path) -> str | None:
+        for _, name in reversed(self._complete()):
             shutil.rmtree(target, ignore_errors=True)
+            part = f"{self._prefix}pod-0/{name}"
             try:
-                self._work.fetch(name, target)
+                self._work.fetch(part, target)
             except ArtifactError as error:
-                print(f"{name} is damaged and left out: {error}", flush=True)
-                self._work.discard(name)  # a name is written once, and this step comes again
+                print(f"{part} is damaged and left out: {error}", flush=True)
+                self._work.discard(part)  # another attempt's, and older ones are left
                 continue
-            print(f"goes on from {name}", flush=True)
-            return int(name.rpartition("-")[2])
+            print(f"goes on from {part}", flush=True)
+            return name
         return None

@@ -8,6 +8,7 @@ from typing import Protocol
 from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError
 from egt_pipeline.contract.task import InputRef, Metric, Progress
 from egt_pipeline.contract.tracking import Tracking
+from egt_pipeline.peers import ALONE, Line, Peers
 
 BROUGHT = "sources"  # below the scratch folder: local copies of sources that lie elsewhere
 
@@ -44,12 +45,17 @@ class Context:
     attempt: int = 1
     worker: int = 0
     workers: int = 1
-    processes: int = 1  # how many processes a training stage spreads over on this machine
+    processes: int = 1  # of a training stage, in all its pods together
+    peers: Peers = ALONE  # the pods of a training stage
     progress: Callable[[Progress], None] = field(default=lambda _: None)
     grace_seconds: float = 20.0  # from the request to stop to the end by force
     stopping: Callable[[], bool] = field(default=lambda: False)
     name: str = "egt"  # of the attempt, for people: <run>-<stage>-a<attempt>
     tracking: Tracking | None = None
+
+    def line(self) -> Line:
+        """The line to the other pods of the attempt, to be opened by ``with``."""
+        return Line(self.peers, str(self.attempt), self.stopping)
 
     def fetch_committed(self, name: str, target: Path) -> bool:
         """As ``work.fetch``; raises EgtError for what is damaged and removes it, so the next attempt makes it again."""

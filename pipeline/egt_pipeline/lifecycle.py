@@ -23,6 +23,7 @@ from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import Manifest, Metric, Producer, Progress, TaskFile
+from egt_pipeline.peers import ALONE, Peers
 from egt_pipeline.remote_sources import bring, source_fingerprint
 from egt_pipeline.store import Store, open_store
 
@@ -37,6 +38,7 @@ def run_task(
     worker: int,
     progress: Callable[[Progress], None],
     stopping: Callable[[], bool],
+    peers: Peers = ALONE,
 ) -> Manifest | None:
     """The manifest of the task's artifact: published by this call, or found. None if another worker will publish it.
 
@@ -50,7 +52,7 @@ def run_task(
         return _with_news(task, store, found)
     started = datetime.now(UTC)
     out = store.workspace(task.stage, task.known_digest(), task.attempt, Path(task.scratch))
-    context = _context(task, store, worker, progress, stopping)
+    context = _context(task, store, worker=worker, peers=peers, progress=progress, stopping=stopping)
     stage = import_module(f"egt_pipeline.stages.{task.stage}")
     if isinstance(recipe, PrepareRecipe):
         recipe = bring(recipe, task.store, context.scratch / BROUGHT)
@@ -84,11 +86,14 @@ def identified(task: TaskFile) -> TaskFile:
 def _context(
     task: TaskFile,
     store: Store,
+    *,
     worker: int,
+    peers: Peers,
     progress: Callable[[Progress], None],
     stopping: Callable[[], bool],
 ) -> Context:
-    scratch = Path(task.scratch) / f"worker-{worker}"
+    # Workers of a probe may share a machine; pods of a training have the same paths, as their processes name them.
+    scratch = Path(task.scratch) / f"worker-{0 if peers.size > 1 else worker}"
     scratch.mkdir(parents=True, exist_ok=True)
     return Context(
         scratch=scratch,
@@ -98,6 +103,7 @@ def _context(
         worker=worker,
         workers=task.workers,
         processes=task.processes,
+        peers=peers,
         progress=progress,
         grace_seconds=task.grace_seconds,
         stopping=stopping,

@@ -1,6 +1,10 @@
-"""What one RL run is told, as one JSON file: recipe, plan and places; and the flags of OpenRLHF made of it."""
+"""What one RL run is told, as one JSON file: recipe, plan and places; and the flags of OpenRLHF made of it.
+
+Every pod of a run writes the file itself, at the same path: what it names lies at the same paths in all of them.
+"""
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,13 +13,19 @@ from egt_pipeline.contract.task import Record
 from egt_pipeline.contract.training import LoRA
 from egt_pipeline.curriculum import PlannedStep
 from egt_pipeline.deepspeed_checkpoints import WEIGHTS_ONLY
+from egt_pipeline.peers import Peers
 
 RUN_FILE_VARIABLE = "EGT_RL_RUN"  # Ray's workers inherit it; OpenRLHF has no argument that reaches all of them
+COMPLETE = "complete"  # a file in a checkpoint that every process has written its part of, in each pod
+TRACE = 0.001  # of a pod's own resource, which only says where something belongs; 1,000 processes fit
 _AGENT = Path(__file__).parent / "openrlhf_entry" / "agent.py"
 
 
 class RunFile(Record):
-    """One RL run. ``folder`` takes records, checkpoints and logs; ``output`` takes the trained model or adapter."""
+    """One RL run as one of its pods is told. ``folder`` takes records, checkpoints and logs.
+
+    ``output`` takes the trained model or adapter, which the leader's first process writes.
+    """
 
     recipe: RLRecipe
     steps: tuple[PlannedStep, ...]
@@ -25,6 +35,7 @@ class RunFile(Record):
     output: Path
     ray_folder: Path
     processes: int
+    peers: Peers
     attempt: int
     max_images: int
     resume: bool
@@ -39,6 +50,11 @@ class RunFile(Record):
     def checkpoints(self) -> Path:
         """OpenRLHF's folder of checkpoints; DeepSpeed's lie in ``_actor/global_step<n>``."""
         return self.folder / "checkpoints"
+
+    @property
+    def local_processes(self) -> int:
+        """How many of the run's processes are in this pod."""
+        return self.processes // self.peers.size
 
     @property
     def stop_request(self) -> Path:
@@ -114,7 +130,7 @@ def _places(run: RunFile) -> list[str]:
         f"--ckpt.path={run.checkpoints}",
         f"--ckpt.output_dir={run.output}",
         "--vllm.tensor_parallel_size=1",
-        "--actor.num_nodes=1",
+        "--actor.num_nodes=1",  # OpenRLHF only multiplies the two; where each process runs, placement.py says
         "--ref.num_nodes=1",
         f"--actor.num_gpus_per_node={run.processes}",
         f"--ref.num_gpus_per_node={run.processes}",
@@ -145,8 +161,21 @@ def _cpu(_run: RunFile) -> list[str]:
 
 
 def logical_devices(run: RunFile) -> int:
-    """How many devices a machine without CUDA has to promise Ray: actors, reference models and one engine."""
-    return run.processes * (2 if run.recipe.kl_coefficient > 0 else 1) + 1
+    """How many devices a pod without CUDA has to promise Ray: actors, reference models, and one engine of all pods."""
+    return run.local_processes * (2 if run.recipe.kl_coefficient > 0 else 1) + run.peers.leads
+
+
+def in_pods(run: RunFile, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Ray's ``bundles``, one a process, each bound to its pod; the first ones, which write, are in the leader.
+
+    Ray would place them where it likes, but a pod commits what its own processes wrote and fetches what they read.
+    """
+    return [{**bundle, pod_resource(place // run.local_processes): TRACE} for place, bundle in enumerate(bundles)]
+
+
+def pod_resource(rank: int) -> str:
+    """The name of a resource that the pod of this rank alone has."""
+    return f"pod-{rank}"
 
 
 def environment(run: RunFile, run_file: Path) -> dict[str, str]:
@@ -161,7 +190,8 @@ def environment(run: RunFile, run_file: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # the kernel and Kubernetes watch memory; Ray's own watch kills workers
         "RAY_raylet_start_wait_time_s": "120",  # 30 are too few where four times as many processes as cores start
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # after a kill its agents would wait a minute for a dead server
+        # After a kill its agents would wait a minute for a dead server; one in another pod may be silent for a moment.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "5" if run.peers.size == 1 else "60",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every weight sync of layers that have no weights
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",

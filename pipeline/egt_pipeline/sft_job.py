@@ -13,10 +13,12 @@ from egt_pipeline.contract.errors import EgtError, TaskError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.task import Record
 from egt_pipeline.deepspeed_checkpoints import WEIGHTS_ONLY
+from egt_pipeline.peers import Line, Peers
 from egt_pipeline.store import check_space
 
 LOSSES_FILE = "losses.parquet"
 _POLL_SECONDS = 0.1
+_BLAME_SECONDS = 5.0  # a process fails when another pod is gone; that one's end is known to the line a moment later
 _READ_BYTES = 1 << 16  # what a FIFO holds
 
 
@@ -25,18 +27,21 @@ class Job(Record):
 
     recipe: SFTRecipe
     processes: int
+    peers: Peers
     model: Path
     images: Path
     samples: Path
     out: Path
     checkpoints: Path
     resume: Path | None
-    events: Path  # a FIFO; process 0 breaks off when nobody reads it any more, so nothing outlives the stage
+    events: (
+        Path  # a FIFO; the pod's first process breaks off when nobody reads it any more, so nothing outlives the stage
+    )
     stop: Path  # appears when the training is to write a checkpoint and end
 
 
 class Event(Record):
-    """What process 0 tells the stage: a step is done, a checkpoint is complete, or nothing can be done (``failed``)."""
+    """What a pod's first process tells its stage: a step is done, a checkpoint complete, or ``failed`` for good."""
 
     step: int
     steps: int
@@ -64,38 +69,47 @@ def history(checkpoint: Path) -> list[Event]:
 Report = Callable[[Event], None]
 
 
-def run_job(job: Job, report: Report, stopping: Callable[[], bool]) -> None:
-    """Train until the last step, or until ``stopping``; then a checkpoint is the last thing reported.
+def run_job(job: Job, report: Report, line: Line) -> None:
+    """Train until the last step, or until a pod is asked to stop; then a checkpoint is the last thing reported.
 
-    One process without DeepSpeed trains in this process; everything else is started by torchrun.
-    Raises TaskError when no retry can help, EgtError when a process ended for another reason.
+    One process without DeepSpeed trains in this process; everything else is started by torchrun, in each pod its own.
+    Raises TaskError when no retry can help, PeerLostError, and EgtError when a process ended for another reason.
     """
     if job.processes == 1 and job.recipe.zero_stage == 0:
         from egt_pipeline.sft_train import train
 
-        return train(job, report, stopping)
-    return _run_processes(job, report, stopping)
+        return train(job, report, line.stopping)
+    return _run_processes(job, report, line)
 
 
-def _run_processes(job: Job, report: Report, stopping: Callable[[], bool]) -> None:
+def _run_processes(job: Job, report: Report, line: Line) -> None:
     path = job.events.with_name("job.json")
     path.write_text(job.model_dump_json(by_alias=True))
     os.mkfifo(job.events)
     # Not waiting for a writer: a process may end before it opens the other end.
     reader = os.open(job.events, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(job.processes)]
         process = subprocess.Popen(
-            [sys.executable, "-m", *command, "-m", "egt_pipeline.sft_train", str(path)],
+            [sys.executable, "-m", *torchrun(job), "-m", "egt_pipeline.sft_train", str(path)],
             stdin=subprocess.DEVNULL,
-            env=_environment(job.processes),
+            env=_environment(job.processes // job.peers.size),
         )
-        _follow(process, _Lines(reader, report), job.stop, stopping)
+        _follow(process, _Lines(reader, report), job.stop, line.stopping)
     finally:
         os.close(reader)
     if process.returncode and not job.stop.exists():
         check_space(job.checkpoints.parent)
+        line.settle(_BLAME_SECONDS)
         raise EgtError(f"sft: a training process ended with an error (torchrun: exit code {process.returncode})")
+
+
+def torchrun(job: Job) -> list[str]:
+    """The launcher's module and arguments. Which pods there are is known, so they need no place to find that out."""
+    peers, processes = job.peers, job.processes // job.peers.size
+    pods = ["--nnodes", str(peers.size), "--node-rank", str(peers.rank)]
+    place = ["--master-addr", peers.address, "--master-port", str(peers.port)]
+    where = [*pods, *place] if peers.size > 1 else ["--standalone"]
+    return ["torch.distributed.run", *where, "--nproc-per-node", str(processes)]
 
 
 def _follow(process: subprocess.Popen[bytes], lines: "_Lines", stop: Path, stopping: Callable[[], bool]) -> None:

@@ -225,10 +225,10 @@ def _losses(history: list[dict[str, Any]], order: Order, samples: list[Sample]) 
 
 
 def main(path: Path) -> int:
-    """Run one process of the job in ``path``; its exit code."""
+    """Run one process of the job in ``path``; its exit code. The first of each pod reports."""
     die_with_parent()  # a rank that waits for a dead one would wait for ever
     job = Job.model_validate_json(path.read_bytes())
-    if int(os.environ["RANK"]) != 0:
+    if int(os.environ["LOCAL_RANK"]) != 0:
         train(job, lambda _: None, job.stop.exists)
         return 0
     with job.events.open("w", buffering=1) as stream:

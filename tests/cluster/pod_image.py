@@ -23,4 +23,6 @@ def checkout_image() -> PodImage:
     """This machine with this checkout and its interpreter, in place of an image."""
     shown = sorted({str(CHECKOUT), sys.prefix, str(Path(sys.base_prefix))})
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    return PodImage(Path("/"), ["python", "-m", "egt_pipeline"], {"PATH": path}, shown)
+    # This checkout, whichever one is installed in the interpreter's environment.
+    variables = {"PATH": path, "PYTHONPATH": f"{CHECKOUT / 'operator'}:{CHECKOUT / 'pipeline'}"}
+    return PodImage(Path("/"), ["python", "-m", "egt_pipeline"], variables, shown)

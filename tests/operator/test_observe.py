@@ -79,6 +79,25 @@ def test_a_pod_that_is_being_made_is_starting() -> None:
     assert waiting("ContainerCreating").reason == "Starting"
 
 
+def ended(name: str, exit_code: int, reason: str = "Error") -> Pod:
+    state = {"terminated": {"exitCode": exit_code, "reason": reason, "message": ""}}
+    return parse_pod({
+        "metadata": {"name": name, "creationTimestamp": "2026-11-21T12:00:00Z"},
+        "status": {"phase": "Failed", "containerStatuses": [{"name": "pytorch", "state": state}]},
+    })  # fmt: skip
+
+
+def test_a_pod_that_was_left_alone_says_less_than_the_one_that_left() -> None:
+    job, _ = load("worker-sigkill")
+    left, killed = ended("p-master-0", 75), ended("p-worker-0", 137, "OOMKilled")
+    both = observe(parse_job(job), [left, killed], 2)
+    assert both.cause is not None
+    assert both.cause.kind == "OutOfMemory"
+    alone = observe(parse_job(job), [left], 2)
+    assert alone.cause is not None
+    assert alone.cause.kind == "NodeLost"
+
+
 def test_a_full_scratch_volume_is_an_error_of_the_user_whatever_its_process_said() -> None:
     said = 'Usage of EmptyDir volume "scratch" exceeds the limit "100Gi".'
     body = {

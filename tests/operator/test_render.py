@@ -131,6 +131,15 @@ def test_a_probe_of_three_workers_is_one_job_of_three_pods_with_a_gpu_each() -> 
         assert pod(found, kind)["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
 
 
+def test_a_training_over_pods_has_the_gpus_of_its_own_processes_in_each() -> None:
+    found = job(StageName.SFT, sft={"processes": 8, "pods": 2, "batchSize": 64, "microBatchSize": 8})
+    assert found["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 1
+    task = TaskFile.model_validate_json(pod(found, "Worker")["metadata"]["annotations"][TASK_ANNOTATION])
+    assert (task.workers, task.processes) == (2, 8)
+    for kind in ("Master", "Worker"):
+        assert pod(found, kind)["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "4"}
+
+
 def test_requirements_of_nodes_become_their_affinity() -> None:
     gpus = {"key": "nvidia.com/gpu.product", "values": ["H100", "H200"]}
     affinity = pod(job(scheduling={"nodeAffinity": [gpus]}))["spec"]["affinity"]["nodeAffinity"]

@@ -104,7 +104,13 @@ def test_the_recipe_is_immutable_and_where_it_runs_is_not() -> None:
     frozen = {"spec.model", "spec.data", "spec.store", "spec.sft.enabled", "spec.sft.learningRate", "spec.curate.keep"}
     assert frozen | {"spec.distill.teacher.model", "spec.rl.judge.kind", "spec.retry", "spec.podTemplate"} <= fixed
     free = {"suspend", "ttl", "activeDeadlineSeconds", "queueDeadlineSeconds", "sft.resources", "sft.processes"}
-    free |= {"probe.workers", "sft.checkpointSteps", "distill.teacher.baseUrl", "rl.judge.endpoint.apiKeyEnv"}
+    free |= {
+        "sft.pods",
+        "probe.workers",
+        "sft.checkpointSteps",
+        "distill.teacher.baseUrl",
+        "rl.judge.endpoint.apiKeyEnv",
+    }
     assert not {f"spec.{name}" for name in free} & fixed
     assert not any(path.startswith(f"spec.{name}.") for name in free for path in fixed)
 

@@ -111,7 +111,9 @@ def test_a_real_run_follows_the_plan_counts_outliers_and_leaves_a_model_that_loa
         [1, 2, 3, 4, 5, 6],
         pytest.approx([row["reward"] for row in losses], rel=1e-6),
     )
-    assert context(tmp_path).work.names("checkpoints/") == ["checkpoints/processes-1/step-000006"]
+    assert context(tmp_path).work.names("checkpoints/") == [
+        "checkpoints/processes-1-pods-1/pod-0/attempt-001/step-000006"
+    ]
     _check_model(out / "model", model)
 
 

@@ -8,10 +8,11 @@ import pytest
 from egt_pipeline.contract.recipes import RLRecipe
 from egt_pipeline.contract.training import LoRA
 from egt_pipeline.curriculum import PlannedStep
-from egt_pipeline.rl_run import RunFile, arguments, logical_devices
+from egt_pipeline.peers import ALONE, Peers
+from egt_pipeline.rl_run import RunFile, arguments, in_pods, logical_devices
 
 
-def described(recipe: RLRecipe, *, processes: int = 1, resume: bool = False) -> RunFile:
+def described(recipe: RLRecipe, *, processes: int = 1, peers: Peers = ALONE, resume: bool = False) -> RunFile:
     folder = Path("/run")
     return RunFile(
         recipe=recipe,
@@ -22,6 +23,7 @@ def described(recipe: RLRecipe, *, processes: int = 1, resume: bool = False) -> 
         output=folder,
         ray_folder=folder,
         processes=processes,
+        peers=peers,
         attempt=1,
         max_images=1,
         resume=resume,
@@ -61,6 +63,18 @@ def test_a_run_goes_on_from_a_checkpoint_only_when_there_is_one() -> None:
 def test_a_reference_model_needs_devices_of_its_own() -> None:
     assert logical_devices(described(RLRecipe(), processes=2)) == 3
     assert logical_devices(described(RLRecipe(kl_coefficient=0.01), processes=2)) == 5
+
+
+def test_every_pod_has_devices_for_its_own_processes_and_the_leader_one_for_the_engine() -> None:
+    leader, other = (described(RLRecipe(kl_coefficient=0.01), processes=4, peers=Peers(rank, 2)) for rank in (0, 1))
+    assert (logical_devices(leader), logical_devices(other)) == (5, 4)
+
+
+def test_every_process_belongs_to_a_pod_and_what_is_alone_to_the_leader() -> None:
+    run = described(RLRecipe(), processes=4, peers=Peers(1, 2))
+    pods = [next(name for name in bundle if name.startswith("pod-")) for bundle in in_pods(run, [{"GPU": 1.0}] * 4)]
+    assert pods == ["pod-0", "pod-0", "pod-1", "pod-1"]
+    assert list(in_pods(run, [{"GPU": 1.0}])[0]) == ["GPU", "pod-0"]
 
 
 def test_a_run_file_reads_back_as_it_was_written() -> None:

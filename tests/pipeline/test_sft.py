@@ -216,7 +216,7 @@ def test_a_checkpoint_with_one_flipped_bit_is_left_out_and_said(
 ) -> None:
     with pytest.raises(StoppedError):
         _train(tmp_path, stop_after=2)  # asked to while step 3 is under way
-    (optimizer,) = tmp_path.glob("work/checkpoints/*/step-000003/optimizer.pt")
+    (optimizer,) = tmp_path.glob("work/checkpoints/*/pod-0/*/step-000003/optimizer.pt")
     data = bytearray(optimizer.read_bytes())
     data[len(data) // 2] ^= 1
     optimizer.write_bytes(data)
@@ -228,7 +228,7 @@ def test_a_checkpoint_with_one_flipped_bit_is_left_out_and_said(
 
 def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
     _train(tmp_path, _RECIPE.model_copy(update={"checkpoint_steps": 2}))
-    assert [path.name for path in tmp_path.glob("work/checkpoints/*/*")] == ["step-000004"]
+    assert [path.name for path in tmp_path.glob("work/checkpoints/*/pod-0/*/*")] == ["step-000004"]
 
 
 def test_rows_that_cannot_be_trained_on_are_left_out_with_a_reason(tmp_path: Path) -> None:

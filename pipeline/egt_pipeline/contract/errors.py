@@ -5,6 +5,7 @@
     ├── ArtifactError           65: an input artifact is missing or damaged; its stage has to run again
     ├── UnavailableError        69: a service (teacher, judge, store) does not answer; try later
     ├── DiskFullError           74: the same task fits on a larger disk
+    ├── PeerLostError           75: another pod of the attempt is gone; that pod says why
     └── StoppedError            143: asked to stop (SIGTERM), with a checkpoint where the stage can
 
 Codes 64 to 78 follow sysexits.h; every other exit code (a crash, 137 for a kill) may be retried.
@@ -42,6 +43,12 @@ class DiskFullError(EgtError):
     """No space left where the stage writes."""
 
     exit_code = 74
+
+
+class PeerLostError(EgtError):
+    """Another pod of the same attempt does not answer any more."""
+
+    exit_code = 75
 
 
 class StoppedError(EgtError):

@@ -1,19 +1,24 @@
-"""``python -m egt_pipeline.openrlhf_entry RUN_FILE``: OpenRLHF's own training command on a private Ray.
+"""``python -m egt_pipeline.openrlhf_entry RUN_FILE``: OpenRLHF's own training command on a Ray of its own.
 
+In the leader's pod it starts Ray and trains; in the others it joins that Ray and works for it until it ends.
 Exits with a code of contract/errors.py; a failure with a meaning of its own is written to the run's ``failure`` file.
 """
 
 import json
 import os
 import runpy
+import socket
 import sys
+import time
+from typing import Any
 
 from egt_pipeline.contract.errors import EXIT_DONE, EgtError
 from egt_pipeline.openrlhf_entry.machine import has_cuda
 from egt_pipeline.orphans import die_with_parent
-from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, arguments, current_run, logical_devices
+from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, arguments, current_run, logical_devices, pod_resource
 
 _OBJECT_STORE_BYTES = 200 * 2**20  # a rollout of 256 samples with their pixels; more of it spills to disk
+_JOIN_SECONDS = 0.5
 
 
 def main(run_file: str) -> int:
@@ -21,6 +26,8 @@ def main(run_file: str) -> int:
     os.environ[RUN_FILE_VARIABLE] = run_file
     run = current_run()
     die_with_parent(run.parent)
+    if not run.peers.leads:
+        _join_ray(run)
     try:
         _start_ray(run)
         _train(run)
@@ -31,17 +38,53 @@ def main(run_file: str) -> int:
     return EXIT_DONE
 
 
+def _own_address() -> str:
+    """This pod's address, as the kubelet writes it beside the pod's name into /etc/hosts."""
+    return socket.gethostbyname(socket.gethostname())
+
+
+def _promised(run: RunFile) -> dict[str, int]:
+    devices = logical_devices(run)
+    return {} if has_cuda() else {"num_cpus": devices, "num_gpus": devices}
+
+
 def _start_ray(run: RunFile) -> None:
     import ray
 
-    devices = logical_devices(run)
+    open_to_others: dict[str, Any] = {}
+    if run.peers.size > 1:
+        os.environ["RAY_GCS_SERVER_PORT"] = str(run.peers.port)
+        open_to_others = {"_node_ip_address": _own_address()}
     ray.init(
         address="local",  # never somebody else's
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         _temp_dir=str(run.ray_folder),
-        **({} if has_cuda() else {"num_cpus": devices, "num_gpus": devices}),
+        resources={pod_resource(0): 1},
+        **open_to_others,
+        **_promised(run),
     )
+
+
+def _join_ray(run: RunFile) -> None:
+    """Be a node of the leader's Ray; ends the process when that ends."""
+    head = run.peers.address, run.peers.port
+    while True:
+        try:
+            socket.create_connection(head, timeout=5).close()
+            break
+        except OSError:
+            time.sleep(_JOIN_SECONDS)  # its pod is known to be there: Ray is still starting
+    flags = {
+        "address": f"{socket.gethostbyname(head[0])}:{head[1]}",
+        "node-ip-address": _own_address(),
+        "object-store-memory": _OBJECT_STORE_BYTES,
+        "temp-dir": run.ray_folder,
+        "resources": json.dumps({pod_resource(run.peers.rank): 1}),
+        **{name.replace("_", "-"): count for name, count in _promised(run).items()},
+    }
+    sys.argv = ["ray", "start", "--block", *(f"--{name}={value}" for name, value in flags.items())]
+    runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
 
 
 def _train(run: RunFile) -> None:

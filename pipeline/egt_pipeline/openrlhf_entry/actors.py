@@ -2,7 +2,8 @@
 
 Rollouts         RolloutRayActor        our worker extension; image embeddings forgotten after a weight sync
 PolicyActor      PolicyModelActor       saves the processor with the model (a plain tokenizer loses the images), or the
-                                        adapter alone, which is in the language model only
+                                        adapter alone, which is in the language model only; says in each pod when a
+                                        checkpoint is complete
 ReferenceActor   ReferenceModelActor    unchanged; being ours, it prepares its process
 Trainer          PPOTrainer             follows the plan; saves and stops when asked to
 ActorTrainer     ActorPPOTrainer        one optimiser step a batch, in the planned order, short batches too; records;
@@ -11,9 +12,11 @@ PreClipLoss      PolicyLoss             pre-clip before exp
 ExperienceMaker  RemoteExperienceMaker  sigma filter after whitening; equal shares for all processes
 """
 
+from importlib import import_module
 from typing import Any
 
 import ray
+import torch
 from openrlhf.trainer import ppo_trainer
 from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
 from openrlhf.utils import get_tokenizer
@@ -23,9 +26,10 @@ from egt_pipeline.contract.errors import StoppedError
 from egt_pipeline.deepspeed_checkpoints import allow_their_classes
 from egt_pipeline.openrlhf_entry.experience import ExperienceMaker, PlannedPrompts, in_planned_order, padding
 from egt_pipeline.openrlhf_entry.lora import save_adapter
+from egt_pipeline.openrlhf_entry.placement import processes_in_pods
 from egt_pipeline.openrlhf_entry.training import ActorTrainer, InOrder, PreClipLoss
 from egt_pipeline.orphans import die_with_parent
-from egt_pipeline.rl_run import current_run
+from egt_pipeline.rl_run import COMPLETE, TRACE, current_run, pod_resource
 
 
 def _behind(actor_class: Any) -> Any:
@@ -51,6 +55,12 @@ class PolicyActor(_behind(ppo_actor.PolicyModelActor)):  # type: ignore[misc]
             save_adapter(self.actor, current_run().output)
         else:
             super().save_model()
+
+    def save_checkpoint(self, tag: str, *rest: Any, **named: Any) -> None:
+        """Save this process's part; once all have, say so in every pod."""
+        super().save_checkpoint(tag, *rest, **named)
+        torch.distributed.barrier()
+        (current_run().checkpoints / "_actor" / tag / COMPLETE).touch()
 
 
 class ReferenceActor(_behind(launcher.ReferenceModelActor)):  # type: ignore[misc]
@@ -121,8 +131,13 @@ def put_in_place() -> None:
     """Have OpenRLHF's command use these actors. Classes inside of an actor are in place once it loads this module."""
     ppo_actor.PolicyModelActor = ray.remote(num_gpus=1)(PolicyActor)
     launcher.ReferenceModelActor = ray.remote(num_gpus=1)(ReferenceActor)
-    ppo_trainer.PPOTrainer = ray.remote(Trainer)
+    # The trainer reads the dataset and the request to stop, which the leader alone has.
+    ppo_trainer.PPOTrainer = ray.remote(resources={pod_resource(0): TRACE})(Trainer)
     vllm_engine.RolloutRayActor = ray.remote(Rollouts)
+    # The command imports its own; the package of the same name in ray.util hides the module from a plain import.
+    importers: list[Any] = [launcher, vllm_engine, import_module("ray.util.placement_group")]
+    for module in importers:
+        module.placement_group = processes_in_pods
 
 
 ppo_actor.ActorPPOTrainer = ActorTrainer

@@ -2,7 +2,8 @@
 
 In: preferences with labels, the fine-tuned model, the selection. Out: ``model/`` or ``adapter/``, what the optimiser
 saw in ``order.parquet``, ``losses.parquet``, ``rewards.parquet`` (see rl_records), and curves in ``tracking/``. The
-order is compared with the plan; a run that saw anything else fails.
+order is compared with the plan; a run that saw anything else fails. Of several pods the first leads; the others lend
+it their devices and keep their part of each checkpoint.
 """
 
 import json
@@ -22,10 +23,11 @@ from egt_pipeline.contract.errors import ArtifactError, TaskError
 from egt_pipeline.contract.recipes import RLRecipe
 from egt_pipeline.contract.task import Progress
 from egt_pipeline.curriculum import PlannedStep, check_order, plan_steps, planned_places
+from egt_pipeline.peers import Line
 from egt_pipeline.preferences import Images, Preference, read_preferences
 from egt_pipeline.prompts import messages
 from egt_pipeline.reward_model import MODEL_FOLDER
-from egt_pipeline.rl_process import newest_checkpoint, train
+from egt_pipeline.rl_process import lend, newest_checkpoint, train
 from egt_pipeline.rl_records import (
     RecordTail,
     figures_of,
@@ -61,7 +63,11 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
     checkpoints = Checkpoints(context)
     dataset = _write_dataset(folder, selected, Images(inputs["data"] / "rl"), recipe)
     # Ray's sockets need a path below 108 characters, which a scratch folder may exceed.
-    with tempfile.TemporaryDirectory(prefix="egt-", ignore_cleanup_errors=True) as ray_folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="egt-", ignore_cleanup_errors=True) as ray_folder,
+        context.line() as line,
+    ):
+        step = _resume(folder, checkpoints, line)
         described = RunFile(
             recipe=recipe,
             steps=steps,
@@ -71,14 +77,19 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
             output=out / (ADAPTER_FOLDER if recipe.lora else MODEL_FOLDER),
             ray_folder=Path(ray_folder),
             processes=context.processes,
+            peers=context.peers,
             attempt=context.attempt,
             max_images=max(len(sample.images) for sample in selected),
-            resume=_resume(folder, checkpoints),
+            resume=step > 0,
             parent=os.getpid(),
         )
         with tracked(context, recipe, out) as log:
-            watch = _Watch(described, context, checkpoints, RecordTail(described.records), log)
-            train(described, on_poll=watch, stopping=context.stopping, grace_seconds=context.grace_seconds)
+            watch = _Watch(described, context, checkpoints, RecordTail(described.records), log, committed=step)
+            if not context.peers.leads:
+                lend(described, on_poll=watch, line=line)
+                context.check_stopped()
+                return StageResult(metrics={}, published_elsewhere=True)
+            train(described, on_poll=watch, line=line, grace_seconds=context.grace_seconds)
     result = _collect(described, steps, [sample.sample_id for sample in selected], out)
     if recipe.lora:
         finish(out, model, recipe.lora)
@@ -135,23 +146,23 @@ def _write_dataset(folder: Path, samples: Sequence[Preference], images: Images, 
     return path
 
 
-def _resume(folder: Path, checkpoints: Checkpoints) -> bool:
-    """Put the newest checkpoint where OpenRLHF looks for it; False if there is none."""
+def _resume(folder: Path, checkpoints: Checkpoints, line: Line) -> int:
+    """Put the newest checkpoint where OpenRLHF looks for it; its step, 0 if there is none."""
     fetched = folder / "fetched"
-    step = checkpoints.newest(fetched)
+    step = checkpoints.resume(fetched, line)
     if step is None:
-        return False
+        return 0
     shutil.move(fetched / "steps.jsonl", folder / "steps.jsonl")
     actor = folder / "checkpoints" / "_actor"
     actor.mkdir(parents=True)
     shutil.move(fetched / "state", actor / f"global_step{step}")
     (actor / "latest").write_text(f"global_step{step}")
-    return True
+    return step
 
 
 @dataclass
 class _Watch:
-    """Called again and again while the run goes on: reports progress, commits new checkpoints, drops older ones."""
+    """Called again and again while the run goes on: reports progress, commits this pod's part of new checkpoints."""
 
     run: RunFile
     context: Context
@@ -161,7 +172,7 @@ class _Watch:
     committed: int = 0
 
     def __call__(self) -> None:
-        for record in self.tail.new():
+        for record in self.tail.new() if self.run.peers.leads else ():
             self.log(record.step, figures_of(record))
             self.context.progress(
                 Progress(
@@ -182,8 +193,13 @@ class _Watch:
         copy = self.run.folder / "committing"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(state, copy / "state", copy_function=os.link)
-        lines = self.run.records.read_text().splitlines(keepends=True)
-        (copy / "steps.jsonl").write_text("".join(lines[:step]))
+        if self.run.peers.leads:
+            lines = self.run.records.read_text().splitlines(keepends=True)
+            (copy / "steps.jsonl").write_text("".join(lines[:step]))
+        else:  # OpenRLHF removes old ones where its first process is, and only there
+            for older in state.parent.glob("global_step*"):
+                if int(older.name.removeprefix("global_step")) < step:
+                    shutil.rmtree(older)
         self.checkpoints.commit(step, copy)
 
 

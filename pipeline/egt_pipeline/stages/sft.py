@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from egt_pipeline.adapters import finish
 from egt_pipeline.checkpoints import Checkpoints
 from egt_pipeline.context import Context, StageResult
+from egt_pipeline.contract.errors import StoppedError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.task import Metric, Progress
 from egt_pipeline.preferences import Images, Preference, read_preferences
@@ -42,34 +43,38 @@ def run(recipe: SFTRecipe, inputs: Mapping[str, Path], out: Path, context: Conte
     write_samples(encoded.samples, tokens)
     pq.write_table(pa.Table.from_pylist(encoded.records, schema=SAMPLES), out / SAMPLES_FILE)
     checkpoints, resume = Checkpoints(context), context.scratch / "resume"
-    job = Job(
-        recipe=recipe,
-        processes=context.processes,
-        model=model,
-        images=data,
-        samples=tokens,
-        out=out,
-        checkpoints=context.scratch / "checkpoints",
-        resume=resume if checkpoints.newest(resume) else None,
-        events=context.scratch / "events",
-        stop=context.scratch / "stop",
-    )
 
-    with tracked(context, recipe, out) as log:
-        for past in history(job.resume) if job.resume else ():
-            log(past.step, past.figures)
+    with context.line() as line, tracked(context, recipe, out) as log:
 
         def report(event: Event) -> None:
             if event.checkpoint is not None:
                 checkpoints.commit(event.step, event.checkpoint)
-                return
-            log(event.step, event.figures)
-            loss = {"metric_name": "loss", "metric_value": event.loss}
-            context.progress(Progress(done=event.step, total=event.steps, unit="steps", **loss))
+            elif context.peers.leads:
+                log(event.step, event.figures)
+                loss = {"metric_name": "loss", "metric_value": event.loss}
+                context.progress(Progress(done=event.step, total=event.steps, unit="steps", **loss))
 
-        run_job(job, report, context.stopping)
-    if not (out / LOSSES_FILE).exists():
+        job = Job(
+            recipe=recipe,
+            processes=context.processes,
+            peers=context.peers,
+            model=model,
+            images=data,
+            samples=tokens,
+            out=out,
+            checkpoints=context.scratch / "checkpoints",
+            resume=resume if checkpoints.resume(resume, line) is not None else None,
+            events=context.scratch / "events",
+            stop=context.scratch / "stop",
+        )
+        for past in history(job.resume) if job.resume else ():
+            log(past.step, past.figures)
+        run_job(job, report, line)
+    if not context.peers.leads:
         context.check_stopped()
+        return StageResult(metrics={}, published_elsewhere=True)
+    if not (out / LOSSES_FILE).exists():
+        raise StoppedError("sft: stopped on request; the next attempt goes on from the checkpoint")
     if recipe.lora:
         finish(out, model, recipe.lora)
     return StageResult(_metrics(encoded.records, out))
