@@ -159,7 +159,8 @@ def _container(run: EGTRun, task: TaskFile, settings: Settings) -> dict[str, Any
         "name": CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": ["python", "-m", "egt_pipeline", str(stage), "--task", f"{TASK_FOLDER}/task.json"],
+        # No command: the entry point is the image's, an init process among it that reaps what a stage leaves behind.
+        "args": [str(stage), "--task", f"{TASK_FOLDER}/task.json"],
         "env": _environment(run, task),
         "resources": _resources(run.spec.stage(stage).resources, gpus_of(run, stage)),
         "volumeMounts": _mounts(run),
@@ -187,6 +188,9 @@ def _environment(run: EGTRun, task: TaskFile) -> list[dict[str, Any]]:
     for endpoint in _endpoints(run, task.stage):
         if endpoint.api_key_secret:
             found.append(_from_secret(endpoint.api_key_env, endpoint.api_key_secret))
+    tracking = run.spec.tracking
+    if tracking and tracking.api_key_secret and task.stage in (StageName.SFT, StageName.RL):
+        found.append(_from_secret(tracking.key_variable, tracking.api_key_secret))
     return found
 
 

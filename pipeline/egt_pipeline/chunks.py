@@ -1,7 +1,9 @@
 """Rows worked off in chunks, each committed whole: what is lost with a worker is its open chunk, nothing else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +12,7 @@ from egt_pipeline.context import Context
 from egt_pipeline.contract.task import Progress
 from egt_pipeline.preferences import Preference
 
-_FOLDER = "chunks/"
+_FOLDER, _CLAIMS = "chunks/", "claims/"
 
 
 @dataclass(frozen=True)
@@ -32,43 +34,87 @@ def cut(rows: Sequence[Preference], size: int, group: str = "") -> list[Chunk]:
     return [Chunk(group, number, rows[at : at + size]) for number, at in enumerate(range(0, len(rows), size))]
 
 
+class Board(Protocol):
+    """What workers see of each other. Claims are hints: they spare work, and nothing rests on them."""
+
+    def committed(self) -> set[str]:
+        """Names of the chunks that are committed; none once the artifact has replaced them."""
+
+    def claimed(self) -> set[str]:
+        """Names of the chunks that somebody has begun on another's behalf."""
+
+    def claim(self, name: str) -> bool:
+        """Say that this worker begins ``name``; False if somebody has said so before."""
+
+
+def share(chunks: Sequence[Chunk], worker: int, workers: int, board: Board) -> Iterator[Chunk]:
+    """What worker w of W makes, decided one by one: its own chunks w, w + W, .., then what others have left.
+
+    Whoever is done early takes chunks of the slow and the dead: those that nobody has claimed first, from the end,
+    where the slow are not yet; then those that somebody has claimed and not committed, as he may be dead. The first to
+    commit one wins. Ends when every chunk is committed or was taken here.
+    """
+    taken: set[str] = set()
+    seen = False  # that anything was committed
+    for chunk in chunks[worker::workers]:
+        there = board.committed()
+        seen |= bool(there)
+        if chunk.name not in there and chunk.name not in board.claimed():
+            taken.add(chunk.name)
+            yield chunk
+    while (there := board.committed()) or not seen:
+        seen |= bool(there)
+        left = [chunk for chunk in chunks if chunk.name not in there and chunk.name not in taken]
+        claimed = board.claimed()
+        left = [chunk for chunk in left if chunk.name not in claimed] or left
+        if not left:
+            return
+        chunk = left[-1 - worker % len(left)]  # each helper at another place
+        if chunk.name in claimed or board.claim(chunk.name):
+            taken.add(chunk.name)
+            yield chunk
+
+
+class _SharedBoard:
+    """The board of all workers of a stage, in their shared work."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def committed(self) -> set[str]:
+        return set(self._context.work.names(_FOLDER))
+
+    def claimed(self) -> set[str]:
+        return {name.removeprefix(_CLAIMS) for name in self._context.work.names(_CLAIMS)}
+
+    def claim(self, name: str) -> bool:
+        path = self._context.scratch / "claim"
+        path.write_text(f"worker {self._context.worker}")
+        return self._context.work.commit(_CLAIMS + name, path)
+
+
 def commit_share(
     chunks: Sequence[Chunk],
     context: Context,
-    make: Callable[[Chunk], pa.Table],
+    make: Callable[[Iterator[Chunk]], Iterator[tuple[Chunk, pa.Table]]],
     speed: Callable[[], float | None],
 ) -> None:
-    """Commit this worker's chunks, then what others have left; ``speed`` is shown as tokens/s.
+    """Commit this worker's share; ``speed`` is shown as tokens/s. Returns when every chunk is committed.
 
-    Worker w of W has chunks w, w + W, .. Whoever is done early takes chunks of the slow and the dead: the first to
-    commit one wins, so at most one chunk a worker is made twice. Returns when every chunk is committed. Raises
-    StoppedError between two chunks when asked to stop.
+    ``make`` gives the tables of the chunks it is given, and may read ahead: what it has taken and not given is lost
+    with the worker. Raises StoppedError between two chunks when asked to stop.
     """
     own = chunks[context.worker :: context.workers]
-    total, done = sum(len(chunk.rows) for chunk in own), 0
-    for chunk in own:
-        if not context.work.has(chunk.name):
-            _commit(chunk, context, make)
-        done += len(chunk.rows)
+    so_far = dict(zip((chunk.name for chunk in own), accumulate(len(chunk.rows) for chunk in own), strict=True))
+    total = max(so_far.values(), default=0)
+    path = context.scratch / "chunk.parquet"
+    for chunk, table in make(share(chunks, context.worker, context.workers, _SharedBoard(context))):
+        pq.write_table(table, path)
+        context.work.commit(chunk.name, path)
+        path.unlink(missing_ok=True)
+        done = so_far.get(chunk.name, total)
         context.progress(Progress(done=done, total=total, unit="rows", metric_name="tokens/s", metric_value=speed()))
         context.check_stopped()
-    while missing := _missing(chunks, context):
-        # From the end, where the slow are not yet, and each helper at another place.
-        _commit(missing[-1 - context.worker % len(missing)], context, make)
-        context.check_stopped()
-
-
-def _commit(chunk: Chunk, context: Context, make: Callable[[Chunk], pa.Table]) -> None:
-    path = context.scratch / "chunk.parquet"
-    pq.write_table(make(chunk), path)
-    context.work.commit(chunk.name, path)
-    path.unlink(missing_ok=True)
-
-
-def _missing(chunks: Sequence[Chunk], context: Context) -> list[Chunk]:
-    """The chunks that nobody has committed; none once the artifact has replaced them."""
-    there = set(context.work.names(_FOLDER))
-    return [chunk for chunk in chunks if chunk.name not in there] if there else []
 
 
 def committed(chunks: Sequence[Chunk], context: Context) -> list[pa.Table] | None:

@@ -34,6 +34,7 @@ class Judgement:
     p_answer_2: float | None = None
     response_tokens: int | None = None
     response: str | None = None
+    token_ids: list[int] | None = None
 
 
 def judge(result: Generation | Refused) -> Judgement:
@@ -67,11 +68,13 @@ def _measured(result: Generation, verdict: Verdict, offset: int) -> Judgement:
         p_answer_2=float(p_2),
         response_tokens=len(result.entropies_nats_T),
         response=result.text,
+        token_ids=result.token_ids_T.tolist(),
     )
 
 
 def _unusable(status: str, reason: str, result: Generation) -> Judgement:
-    return Judgement(status, reason, response_tokens=len(result.entropies_nats_T), response=result.text)
+    tokens, ids = len(result.entropies_nats_T), result.token_ids_T.tolist()
+    return Judgement(status, reason, response_tokens=tokens, response=result.text, token_ids=ids)
 
 
 def requests(rows: Sequence[Preference], images: Images) -> list[Request]:

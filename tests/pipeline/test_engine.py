@@ -1,6 +1,7 @@
 import functools
 import json
 import math
+import sys
 from io import BytesIO
 
 import numpy as np
@@ -14,7 +15,7 @@ from build_pictures import png
 from egt_pipeline import prompts
 from egt_pipeline.contract.errors import ArtifactError, TaskError
 from egt_pipeline.engines import open_engine
-from egt_pipeline.engines.interface import Refused, Request
+from egt_pipeline.engines.interface import Batch, Refused, Request
 from egt_pipeline.engines.token_text import TokenText
 
 REQUESTS = (
@@ -25,9 +26,14 @@ REQUESTS = (
 )
 
 
+def opened(model, *, kind="transformers", batch_size=8, precision="float32"):
+    return open_engine(kind, model, precision, "plain-v1", batch_size=batch_size, max_images=2)
+
+
 def generate(model, requests=REQUESTS, *, batch_size=8, precision="float32", tokens=12, temperature=0.0, seed=0):
-    engine = open_engine("auto", model, precision, "plain-v1", batch_size)
-    return engine.generate(requests, max_new_tokens=tokens, temperature=temperature, seed=seed)
+    engine = opened(model, batch_size=batch_size, precision=precision)
+    batches = [Batch(requests, seed)]
+    return next(engine.generate(batches, max_new_tokens=tokens, temperature=temperature))
 
 
 @functools.cache
@@ -193,16 +199,35 @@ def test_no_requests_give_no_responses():
     assert generate(random_model(), ()) == []
 
 
-def test_an_engine_that_is_not_there_is_named():
-    with pytest.raises(TaskError, match="engine: 'vllm'"):
-        open_engine("vllm", random_model(), "float32", "plain-v1", 1)
+def test_batches_are_read_as_they_are_answered():
+    read = []
+    answers = opened(random_model()).generate(
+        (read.append(number) or Batch(REQUESTS[:1], number) for number in range(3)), max_new_tokens=4, temperature=1.0
+    )
+    assert [len(read) for _ in answers] == [1, 2, 3]
+
+
+def test_an_engine_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(TaskError, match="engine: 'vllm' is not installed here"):
+        opened(random_model(), kind="vllm")
+
+
+def test_a_replayed_response_has_the_figures_it_was_generated_with():
+    engine = opened(judge_model())
+    for request, found in zip(REQUESTS, generate(judge_model()), strict=True):
+        again = engine.replay(request, found.token_ids_T)
+        assert again.text == found.text
+        np.testing.assert_allclose(again.entropies_nats_T, found.entropies_nats_T, atol=1e-5)
+        np.testing.assert_allclose(again.p_digits_T2, found.p_digits_T2, atol=1e-5)
 
 
 def test_weights_in_another_format_than_safetensors_are_not_read(tmp_path):
     model = copy_of(random_model(), tmp_path / "model")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(ArtifactError, match="safetensors"):
-        open_engine("auto", model, "float32", "plain-v1", 1)
+        opened(model)
 
 
 def test_offsets_of_characters_spread_over_tokens_are_where_the_character_starts():

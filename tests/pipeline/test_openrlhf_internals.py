@@ -29,6 +29,12 @@ LEANED_ON = [
     ("ray.util.placement_group", "placement_group", "replaced: the command imports it when it is run"),
     ("ray._private.ray_constants", "GCS_PORT_ENVIRONMENT_VARIABLE", "the port that other pods join at"),
     ("ray.scripts.scripts", "start", "run in the other pods, with --block"),
+    (
+        "openrlhf.trainer.ray.ppo_actor",
+        "ActorPPOTrainer.broadcast_to_vllm",
+        "overridden: adapters are merged on the way",
+    ),
+    ("openrlhf.trainer.ray.ppo_actor", "deepspeed.zero.GatheredParameters", "where each adapter is merged"),
     ("openrlhf.trainer.ray.ppo_actor", "PolicyLoss", "replaced by PreClipLoss"),
     ("openrlhf.trainer.ray.ppo_actor", "DataLoader", "replaced by InOrder"),
     ("openrlhf.trainer.ray.launcher", "ReferenceModelActor.__ray_metadata__.modified_class", "ReferenceActor"),

@@ -1,3 +1,4 @@
+import json
 import math
 from collections import Counter
 
@@ -9,7 +10,7 @@ from build_model import random_model
 from build_pictures import png
 from build_probe import context, image_id, model_artifact, row, write_prepared
 from egt_pipeline.context import Context
-from egt_pipeline.contract.errors import ArtifactError, StoppedError, TaskError
+from egt_pipeline.contract.errors import ArtifactError, StoppedError
 from egt_pipeline.contract.recipes import ProbeRecipe
 from egt_pipeline.engines.interface import Generation
 from egt_pipeline.judgements import judge
@@ -167,16 +168,24 @@ def test_no_usable_rows_give_a_table_of_what_is_wrong_with_each(inputs, tmp_path
     assert [found["status"] for found in table(path)] == ["input_error"] * 3
 
 
-def test_an_engine_that_is_not_there_yet_is_a_mistake_of_the_task(inputs, tmp_path):
-    with pytest.raises(TaskError, match="engine"):
-        run(inputs, tmp_path / "vllm", RECIPE.model_copy(update={"engine": "vllm"}))
+def test_what_computed_the_numbers_is_in_the_table_and_in_the_manifest(whole, inputs, tmp_path):
+    (facts,) = json.loads(pq.read_schema(whole).metadata[probe.ENGINE_KEY])
+    assert facts["engine"].startswith("transformers 5")
+    assert (facts["precision"], facts["head"]) == ("float32", "float32")
+    assert run(inputs, tmp_path / "again")[1].metrics["engine"] == facts["engine"]
+
+
+def test_the_tokens_of_a_response_are_kept_without_its_end(whole):
+    assert {len(found["token_ids"]) for found in table(whole) if found["status"] == "ok"} == {5}
+    assert table(whole)[7]["token_ids"] is None
 
 
 def test_progress_counts_the_rows_of_this_worker(inputs, tmp_path):
     seen = []
     here = context(tmp_path / "progress", worker=1, workers=2)
     probe.run(RECIPE, inputs, tmp_path, Context(here.scratch, here.work, {}, worker=1, workers=2, progress=seen.append))
-    assert [(one.done, one.total) for one in seen] == [(4, 5), (5, 5)]
+    assert [(one.done, one.total) for one in seen[:2]] == [(4, 5), (5, 5)]
+    assert {(one.done, one.total) for one in seen[2:]} == {(5, 5)}  # while it makes those of worker 0
     assert all(one.metric_value > 0 for one in seen)
 
 
@@ -185,6 +194,7 @@ def generation(text, offsets, *, truncated=False, entropies=None):
     return Generation(
         text,
         truncated,
+        np.zeros(count, np.int32),
         np.array(entropies or [0.1] * count),
         np.tile([0.7, 0.2], (count, 1)),
         np.array(offsets, np.int64),

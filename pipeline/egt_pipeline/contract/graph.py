@@ -56,10 +56,10 @@ STAGES: tuple[StageType, ...] = (
     StageType(StageName.PREPARE, PrepareRecipe, revision=1),
     StageType(StageName.DISTILL, DistillRecipe, revision=1),
     StageType(StageName.SFT, SFTRecipe, revision=2, gpu=True),
-    StageType(StageName.PROBE, ProbeRecipe, revision=1, sharded=True, gpu=True),
+    StageType(StageName.PROBE, ProbeRecipe, revision=2, sharded=True, gpu=True),
     StageType(StageName.CURATE, CurateRecipe, revision=1),
     StageType(StageName.RL, RLRecipe, revision=1, gpu=True),
-    StageType(StageName.EVALUATE, EvaluateRecipe, revision=1, gpu=True),
+    StageType(StageName.EVALUATE, EvaluateRecipe, revision=2, gpu=True),
 )
 STAGE_TYPES: Mapping[StageName, StageType] = {stage.name: stage for stage in STAGES}
 PREPARED_OUTPUTS = ("model", "sft", "rl", "rl-unlabelled", "evaluate")
@@ -91,14 +91,22 @@ def _inputs(name: StageName, recipes: Mapping[StageName, Recipe], prepared: Mapp
             optional = {"trajectories": Need(s.DISTILL)} if s.DISTILL in recipes else {}
             return {"model": prepared["model"], "data": prepared["sft"], **optional}
         case s.PROBE:
-            return {"data": prepared["rl-unlabelled"], "model": Need(s.SFT)}
+            return {"data": prepared["rl-unlabelled"], "model": Need(s.SFT), **_base(recipes, prepared)}
         case s.CURATE:
             recipe = recipes.get(s.CURATE)
             labelled = isinstance(recipe, CurateRecipe) and recipe.baseline == "accuracy"
             labels = {"labels": prepared["rl"]} if labelled else {}
             return {"entropies": Need(s.PROBE), **labels}
         case s.RL:
-            return {"data": prepared["rl"], "model": Need(s.SFT), "selection": Need(s.CURATE)}
+            selection = {"selection": Need(s.CURATE)}
+            return {"data": prepared["rl"], "model": Need(s.SFT), **selection, **_base(recipes, prepared)}
         case s.EVALUATE:
             final = {"final": Need(s.RL)} if s.RL in recipes else {}
-            return {"data": prepared["evaluate"], "sft": Need(s.SFT), **final}
+            return {"data": prepared["evaluate"], "sft": Need(s.SFT), **final, **_base(recipes, prepared)}
+
+
+def _base(recipes: Mapping[StageName, Recipe], prepared: Mapping[str, Need]) -> dict[str, Need]:
+    """The model that sft started from, needed beside its artifact where that holds an adapter alone."""
+    recipe = recipes.get(StageName.SFT)
+    kept = isinstance(recipe, SFTRecipe) and recipe.lora is not None and not recipe.lora.merge
+    return {"base": prepared["model"]} if kept else {}

@@ -12,7 +12,7 @@ from egt_pipeline.contract.base import PromptId
 from egt_pipeline.engines.interface import Refused, Request
 
 # What Pillow and the image processors raise for pictures that are damaged, too large or of an impossible shape.
-_BAD_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+BAD_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,25 @@ def encode(processor: Any, prompt: PromptId, requests: Sequence[Request]) -> Enc
     refused: dict[int, Refused] = {}
     for place, request in enumerate(requests):
         try:
-            pictures[place] = [_decode(image) for image in request.images]
-        except _BAD_IMAGE as error:
+            pictures[place] = [decode_image(image) for image in request.images]
+        except BAD_IMAGE as error:
             refused[place] = Refused(f"image: {error}")
     try:
         inputs = _batch(processor, prompt, requests, pictures)
-    except _BAD_IMAGE:
+    except BAD_IMAGE:
         # The processor does not say which picture it refuses; asked one by one it does.
         for place, images in list(pictures.items()):
             try:
                 _batch(processor, prompt, requests, {place: images})
-            except _BAD_IMAGE as error:
+            except BAD_IMAGE as error:
                 refused[place] = Refused(f"processor: {error}")
                 del pictures[place]
         inputs = _batch(processor, prompt, requests, pictures)
     return Encoded(inputs, list(pictures), refused)
 
 
-def _decode(data: bytes) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
+    """The picture in ``data``; raises one of ``BAD_IMAGE`` if it is damaged."""
     with Image.open(io.BytesIO(data)) as image:
         return image.convert("RGB")
 
@@ -57,12 +58,13 @@ def _batch(
 ) -> Any | None:
     if not pictures:
         return None
-    texts = [_text(processor, prompt, requests[place]) for place in pictures]
+    texts = [prompt_text(processor, prompt, requests[place]) for place in pictures]
     images = [image for found in pictures.values() for image in found]
     return processor(text=texts, images=images or None, padding=True, padding_side="left", return_tensors="pt")
 
 
-def _text(processor: Any, prompt: PromptId, request: Request) -> str:
+def prompt_text(processor: Any, prompt: PromptId, request: Request) -> str:
+    """The whole prompt, with a place for each picture."""
     turns = prompts.messages(prompt, request.question, request.answer_1, request.answer_2, len(request.images))
     text: str = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return text

@@ -4,24 +4,24 @@ The loop is our own because ``generate`` keeps the logits of every step or none,
 (Qwen2.5 ships a repetition penalty), and draws all samples of a batch from one random stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from egt_pipeline.contract.base import PromptId
-from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.engines.encoding import encode
-from egt_pipeline.engines.interface import Generation, Refused, Request
-from egt_pipeline.engines.token_text import TokenText
-from egt_pipeline.entropy import entropy_nats, token_probabilities
-from egt_pipeline.prompts import FORBIDDEN_TOKENS
+from egt_pipeline.engines.interface import Batch, Generation, Refused, Request
+from egt_pipeline.engines.sampling import choose, draws
+from egt_pipeline.engines.vocabulary import Vocabulary
+from egt_pipeline.entropy import measure
 from egt_pipeline.reward_model import load_model, load_processor
 
 
@@ -40,41 +40,70 @@ class TransformersEngine:
     def __init__(self, model_dir: Path, *, precision: str, prompt: PromptId, batch_size: int) -> None:
         self._model = load_model(model_dir, precision).eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self._processor = load_processor(model_dir)
-        self._prompt, self._batch_size = prompt, batch_size
+        self._vocabulary = Vocabulary(self._processor, self._model.config)
+        self._prompt, self._batch_size, self._precision = prompt, batch_size, precision
         # The head in float32 whatever the model runs in: bfloat16 logits have steps of 0.1, which makes entropies tie.
         self._head_VD = self._model.get_output_embeddings().weight.detach().float()
-        tokenizer = self._processor.tokenizer
-        self._text = TokenText(tokenizer)
-        self._pad = tokenizer.pad_token_id
-        ends = (tokenizer.eos_token_id, self._pad, self._model.config.get_text_config().eos_token_id)
-        self._ends = {end for found in ends for end in (found if isinstance(found, list) else [found])}
-        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("1", "2", *FORBIDDEN_TOKENS)}
-        known = {token: id_ for token, id_ in ids.items() if id_ is not None and id_ != tokenizer.unk_token_id}
-        if missing := {"1", "2"} - set(known):
-            raise TaskError(f"model: its tokenizer has no token for {sorted(missing)}, which the answer is read from")
-        self._digits = [known["1"], known["2"]]
-        self._forbidden = [known[token] for token in FORBIDDEN_TOKENS if token in known]
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """See ``Engine``."""
+        return {
+            "engine": f"transformers {transformers.__version__}",
+            "precision": self._precision,
+            "head": "float32",
+            "attention": str(self._model.config._attn_implementation),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        }
 
     def generate(
-        self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float, seed: int
-    ) -> list[Generation | Refused]:
-        """See ``Engine``. Batches are cut from ``requests`` in their order, so equal calls give equal numbers."""
-        results: list[Generation | Refused] = []
-        for start in range(0, len(requests), self._batch_size):
-            encoded = encode(self._processor, self._prompt, requests[start : start + self._batch_size])
-            batch: dict[int, Generation | Refused] = dict(encoded.refused)
-            if encoded.inputs is not None:
-                draws_BT = _draws(seed, [start + place for place in encoded.places], max_new_tokens)
-                steps = self._generate(encoded.inputs, max_new_tokens, temperature, draws_BT)
-                batch |= {place: self._generation(steps, row) for row, place in enumerate(encoded.places)}
-            results += [batch[place] for place in sorted(batch)]
-        return results
+        self, batches: Iterable[Batch], *, max_new_tokens: int, temperature: float
+    ) -> Iterator[list[Generation | Refused]]:
+        """See ``Engine``. What runs together is cut from each batch in its order, so equal calls give equal bits."""
+        for batch in batches:
+            results: list[Generation | Refused] = []
+            for start in range(0, len(batch.requests), self._batch_size):
+                encoded = encode(self._processor, self._prompt, batch.requests[start : start + self._batch_size])
+                found: dict[int, Generation | Refused] = dict(encoded.refused)
+                if encoded.inputs is not None:
+                    draws_BT = [draws(batch.seed, start + place, max_new_tokens) for place in encoded.places]
+                    steps = self._generate(encoded.inputs, max_new_tokens, temperature, np.stack(draws_BT))
+                    found |= {place: self._generation(steps, row) for row, place in enumerate(encoded.places)}
+                results += [found[place] for place in sorted(found)]
+            yield results
+
+    @torch.inference_mode()
+    def replay(self, request: Request, token_ids_T: Sequence[int]) -> Generation:
+        """The figures of a response that is given, in one pass without cache, batch or padding.
+
+        Raises ValueError for a request that cannot be put before the model.
+        """
+        encoded = encode(self._processor, self._prompt, [request])
+        if encoded.inputs is None:
+            raise ValueError(encoded.refused[0].reason)
+        inputs = encoded.inputs.to(self._model.device)
+        ids_1L, types_1L = inputs["input_ids"], inputs["mm_token_type_ids"]
+        prompt, response_1T = ids_1L.shape[1], torch.tensor([list(token_ids_T)], device=ids_1L.device)
+        inputs["input_ids"] = torch.cat([ids_1L, response_1T], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["mm_token_type_ids"] = functional.pad(types_1L, (0, len(token_ids_T)))
+        hidden_TD = self._model.model(**inputs, use_cache=False).last_hidden_state[0, prompt - 1 :]
+        logits_TV = functional.linear(hidden_TD.float(), self._head_VD)
+        entropies_T, p_digits_T2 = measure(logits_TV, self._vocabulary.digits)
+        tokens = [*token_ids_T, self._vocabulary.pad]  # what ends it
+        return self._vocabulary.generation(tokens, entropies_T.cpu().numpy(), p_digits_T2.cpu().numpy())
+
+    def close(self) -> None:
+        """See ``Engine``."""
+        del self._model, self._head_VD
+        torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _generate(self, inputs: Any, max_new_tokens: int, temperature: float, draws_BT: NDArray[np.float64]) -> _Steps:
         inputs = inputs.to(self._model.device)
-        ends = torch.tensor(sorted(self._ends), device=self._model.device)
-        draws = torch.from_numpy(draws_BT).to(self._model.device)
+        vocabulary = self._vocabulary
+        ends = torch.tensor(sorted(vocabulary.ends), device=self._model.device)
+        drawn_BT = torch.from_numpy(draws_BT).to(self._model.device)
         mask_BL = inputs["attention_mask"]
         positions_3BL = self._positions(inputs)
         # After a picture the three axes go on together, one beyond the largest of them.
@@ -84,11 +113,15 @@ class TransformersEngine:
         tokens, entropies, p_digits = [], [], []
         for step in range(max_new_tokens):
             logits_BV = functional.linear(output.last_hidden_state[:, -1].float(), self._head_VD)
-            entropies.append(entropy_nats(logits_BV))
-            p_digits.append(token_probabilities(logits_BV, self._digits).double())
-            chosen_B = self._choose(logits_BV, temperature, draws[:, step])
+            entropies_B, p_digits_B2 = measure(logits_BV, vocabulary.digits)
+            entropies.append(entropies_B)
+            p_digits.append(p_digits_B2)
+            if temperature == 0:
+                chosen_B = logits_BV.argmax(-1)
+            else:
+                chosen_B = choose(logits_BV, temperature, drawn_BT[:, step], vocabulary.forbidden)
             # A row without a distribution ends here: its padding is dropped from the text.
-            chosen_B = chosen_B.masked_fill(done_B | entropies[-1].isnan(), self._pad)
+            chosen_B = chosen_B.masked_fill(done_B | entropies[-1].isnan(), vocabulary.pad)
             tokens.append(chosen_B)
             done_B = done_B | torch.isin(chosen_B, ends)
             if step + 1 == max_new_tokens or bool(done_B.all()):
@@ -113,33 +146,6 @@ class TransformersEngine:
         )[0]
         return positions_3BL
 
-    def _choose(self, logits_BV: Tensor, temperature: float, draws_B: Tensor) -> Tensor:
-        """The most likely token at temperature 0, else the one whose share of the cumulated distribution is drawn."""
-        if temperature == 0:
-            return logits_BV.argmax(-1)
-        allowed = logits_BV.double().index_fill(-1, torch.tensor(self._forbidden, device=logits_BV.device), -torch.inf)
-        cumulated_BV = (allowed / temperature).softmax(-1).cumsum(-1)
-        # Below the last value, so that rounding cannot lead beyond the last token that has a probability.
-        drawn_B1 = (draws_B[:, None] * cumulated_BV[:, -1:]).contiguous()
-        return torch.searchsorted(cumulated_BV, drawn_B1, right=True)[:, 0].clamp_max(logits_BV.shape[-1] - 1)
-
     def _generation(self, steps: _Steps, row: int) -> Generation:
         tokens_T = steps.tokens_BT[row].tolist()
-        entropies_T = steps.entropies_BT[row]
-        end = next((place for place, token in enumerate(tokens_T) if token in self._ends), None)
-        length = len(tokens_T) if end is None else end
-        text, offsets_T = self._text.decode(tokens_T[:length])
-        if end is not None and np.isnan(entropies_T[end]):
-            length, offsets_T = end + 1, np.append(offsets_T, len(text))
-        return Generation(
-            text=text,
-            truncated=end is None,
-            entropies_nats_T=entropies_T[:length],
-            p_digits_T2=steps.p_digits_BT2[row, :length],
-            offsets_T=offsets_T,
-        )
-
-
-def _draws(seed: int, places: Sequence[int], steps: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), one stream a request, so that a sample does not depend on its neighbours."""
-    return np.stack([np.random.default_rng([seed, place]).random(steps) for place in places])
+        return self._vocabulary.generation(tokens_T, steps.entropies_BT[row], steps.p_digits_BT2[row])

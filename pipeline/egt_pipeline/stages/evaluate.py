@@ -9,8 +9,9 @@ What is not ok is wrong: a model that does not answer has not answered correctly
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import groupby, tee
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from egt_pipeline.adapters import base_of, trained_model
 from egt_pipeline.chunks import Chunk, commit_share, committed, cut
 from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.recipes import EvaluateRecipe
 from egt_pipeline.contract.task import Metric
 from egt_pipeline.engines import open_engine
-from egt_pipeline.engines.interface import Engine
+from egt_pipeline.engines.interface import Batch, Engine
 from egt_pipeline.judgements import Judgement, judge, refused_rows, requests
 from egt_pipeline.metrics import Proportion, accuracy
 from egt_pipeline.preferences import STATUS_OK, Images, Preference, read_preferences
@@ -48,7 +50,7 @@ PREDICTIONS = pa.schema(
     ]
 )
 MODELS = ("sft", "final")  # in the order of training
-_CHUNK_ROWS = 256  # the default of the probe: committed every few minutes on a GPU
+_CHUNK_ROWS = 128  # the default of the probe: committed every few minutes on a GPU
 # With answers balanced over both positions a good judge stays near one half; only a fixed choice gets here.
 _CONSTANT_SHARE = 0.95
 # A column with more values numbers groups of pairs instead of naming categories, and metrics have to stay below 4 KiB.
@@ -59,7 +61,7 @@ def run(recipe: EvaluateRecipe, inputs: Mapping[str, Path], out: Path, context: 
     """Writes predictions.parquet; metrics are the accuracies of each model with their intervals."""
     benchmarks = sorted(path for path in (inputs["data"] / "evaluate").iterdir() if path.is_dir())
     parts = [_Part(model, benchmark) for model in MODELS if model in inputs for benchmark in benchmarks]
-    judges = _Judges(recipe, inputs, parts)
+    judges = _Judges(recipe, _models(inputs, context.scratch), parts)
     commit_share([chunk for part in parts for chunk in part.chunks], context, judges.predict, lambda: None)
     tables = [PREDICTIONS.empty_table()]
     for part in parts:
@@ -70,6 +72,12 @@ def run(recipe: EvaluateRecipe, inputs: Mapping[str, Path], out: Path, context: 
     table = pa.concat_tables(tables).combine_chunks()
     pq.write_table(table, out / PREDICTIONS_FILE, compression="zstd")
     return StageResult(metrics=metrics(table))
+
+
+def _models(inputs: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
+    """The folder of each model; an adapter of rl goes on what sft has made."""
+    sft = trained_model(inputs["sft"], base_of(inputs), scratch)
+    return {"sft": sft} | ({"final": trained_model(inputs["final"], sft, scratch)} if "final" in inputs else {})
 
 
 class _Part:
@@ -98,26 +106,40 @@ class _Part:
 class _Judges:
     """The models of the run, loaded when a chunk needs them and one at a time: two may not fit."""
 
-    def __init__(self, recipe: EvaluateRecipe, inputs: Mapping[str, Path], parts: Sequence[_Part]) -> None:
-        self._recipe, self._inputs = recipe, inputs
+    def __init__(self, recipe: EvaluateRecipe, models: Mapping[str, Path], parts: Sequence[_Part]) -> None:
+        self._recipe, self._models = recipe, models
         self._parts = {part.group: part for part in parts}
-        self._loaded: tuple[str, Engine] | None = None
+        self._max_images = max(
+            (len(row.images) for part in parts for chunk in part.chunks for row in chunk.rows), default=0
+        )
 
-    def predict(self, chunk: Chunk) -> pa.Table:
-        """One row for each row of the chunk."""
-        part = self._parts[chunk.group]
-        asked = requests(chunk.rows, part.images)
-        engine, longest = self._engine(part.model), self._recipe.max_new_tokens
-        results = engine.generate(asked, max_new_tokens=longest, temperature=0.0, seed=0)
-        return part.table([_prediction(row, judge(found)) for row, found in zip(chunk.rows, results, strict=True)])
+    def predict(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, pa.Table]]:
+        """One row for each row of each chunk."""
+        for model, found_chunks in groupby(chunks, lambda chunk: self._parts[chunk.group].model):
+            engine = self._engine(model)
+            taken, asked = tee(found_chunks)
+            results = engine.generate(
+                map(self._batch, asked), max_new_tokens=self._recipe.max_new_tokens, temperature=0.0
+            )
+            # The responses first: they decide how far the engine reads ahead.
+            for found, chunk in zip(results, taken, strict=True):
+                pairs = zip(chunk.rows, found, strict=True)
+                yield chunk, self._parts[chunk.group].table([_prediction(row, judge(result)) for row, result in pairs])
+            engine.close()
+
+    def _batch(self, chunk: Chunk) -> Batch:
+        return Batch(requests(chunk.rows, self._parts[chunk.group].images))
 
     def _engine(self, model: str) -> Engine:
-        if self._loaded is None or self._loaded[0] != model:
-            self._loaded = None  # frees the other model first
-            recipe, folder = self._recipe, self._inputs[model] / "model"
-            engine = open_engine(recipe.engine, folder, recipe.precision, recipe.prompt, recipe.batch_size)
-            self._loaded = (model, engine)
-        return self._loaded[1]
+        recipe, folder = self._recipe, self._models[model]
+        return open_engine(
+            recipe.engine,
+            folder,
+            recipe.precision,
+            recipe.prompt,
+            batch_size=recipe.batch_size,
+            max_images=self._max_images,
+        )
 
 
 def _prediction(row: Preference, judgement: Judgement) -> dict[str, object]:

@@ -9,11 +9,12 @@
 Its bytes depend on the recipe, the model and the data, not on how many workers there were or which of them died.
 """
 
+import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from itertools import chain, tee
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from egt_pipeline.adapters import base_of, trained_model
+from egt_pipeline.audit import audit
 from egt_pipeline.chunks import Chunk, commit_share, committed, cut
 from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.recipes import ProbeRecipe
 from egt_pipeline.contract.task import Metric
 from egt_pipeline.engines import open_engine
-from egt_pipeline.engines.interface import Engine
-from egt_pipeline.judgements import judge, refused_rows, requests
+from egt_pipeline.engines.interface import Batch, Engine
+from egt_pipeline.judgements import Judgement, judge, refused_rows, requests
 from egt_pipeline.metrics import tie_share
-from egt_pipeline.preferences import STATUS_OK, Images, read_preferences
+from egt_pipeline.preferences import STATUS_OK, Images, Preference, read_preferences
 
 ENTROPIES_FILE = "entropies.parquet"
 ENTROPIES = pa.schema(
@@ -47,70 +50,105 @@ ENTROPIES = pa.schema(
         ("response", pa.string()),
         ("status", pa.string()),
         ("reason", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),  # without the end: what an audit replays
     ]
 )
+ENGINE_KEY = b"egt.engine"  # of the table's metadata: what computed its numbers, as a JSON list
 
 
 def run(recipe: ProbeRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
-    """Commits this worker's chunks; the worker that finds all of them committed writes entropies.parquet."""
-    folder = inputs["data"] / "rl"
-    chunks = cut(read_preferences(folder, labelled=False), recipe.chunk_rows)
-    prober = _Prober(recipe, inputs["model"] / "model", folder)
+    """Commits this worker's chunks; the worker that finds all of them committed writes entropies.parquet.
+
+    Raises TaskError when vLLM's entropies are not those of transformers (see ``audit``).
+    """
+    folder, model = inputs["data"] / "rl", trained_model(inputs["model"], base_of(inputs), context.scratch)
+    rows = read_preferences(folder, labelled=False)
+    chunks = cut(rows, recipe.chunk_rows)
+    prober = _Prober(recipe, model, folder, rows)
     commit_share(chunks, context, prober.measure, prober.tokens_per_second)
     tables = committed(chunks, context)
     if tables is None:
         return StageResult(metrics={}, published_elsewhere=True)
+    engines = sorted({table.schema.metadata[ENGINE_KEY].decode() for table in tables})
     refused = [{**row, "generation": 0} for row in refused_rows(folder)]
     table = pa.concat_tables([pa.Table.from_pylist(refused, schema=ENTROPIES), *tables])
     table = table.sort_by([("row", "ascending"), ("generation", "ascending")]).combine_chunks()
+    table = table.replace_schema_metadata({ENGINE_KEY: f"[{', '.join(engines)}]"})
+    figures = {**metrics(table), "tokens_per_second": prober.tokens_per_second()}
+    names = sorted({json.loads(facts)["engine"] for facts in engines})
+    figures["engine"] = ", ".join(names)
+    if any(name.startswith("vllm") for name in names):
+        figures |= audit(recipe, table, rows, Images(folder), model).metrics
     pq.write_table(table, out / ENTROPIES_FILE, compression="zstd")
-    return StageResult(metrics={**metrics(table), "tokens_per_second": prober.tokens_per_second()})
+    return StageResult(metrics=figures)
 
 
 class _Prober:
     """Measures chunks; the model is loaded when the first chunk needs it."""
 
-    def __init__(self, recipe: ProbeRecipe, model: Path, data: Path) -> None:
+    def __init__(self, recipe: ProbeRecipe, model: Path, data: Path, rows: Sequence[Preference]) -> None:
         self._recipe, self._model = recipe, model
         self._images = Images(data)
+        self._max_images = max((len(row.images) for row in rows), default=0)
         self._tokens, self._seconds = 0, 0.0
 
-    @cached_property
-    def _engine(self) -> Engine:
+    def measure(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, pa.Table]]:
+        """One row for each generation of each row of each chunk. What measured them is in the table's metadata."""
+        first = next(chunks, None)
+        if first is None:
+            return
         recipe = self._recipe
-        return open_engine(recipe.engine, self._model, recipe.precision, recipe.prompt, recipe.batch_size)
-
-    def measure(self, chunk: Chunk) -> pa.Table:
-        """One row for each generation of each row of the chunk."""
-        recipe = self._recipe
-        engine = self._engine
-        asked = [(row, generation) for row in chunk.rows for generation in range(recipe.generations)]
-        started = time.monotonic()
+        engine = self._engine()
+        facts = {ENGINE_KEY: json.dumps(engine.facts)}
+        taken, asked = tee(chain([first], chunks))
+        temperature = 0.0 if recipe.generations == 1 else 1.0
         results = engine.generate(
-            requests([row for row, _ in asked], self._images),
-            max_new_tokens=recipe.max_new_tokens,
-            temperature=0.0 if recipe.generations == 1 else 1.0,
-            # Chunks are the same for any number of workers, so samples are too.
-            seed=int(np.random.SeedSequence([recipe.seed, chunk.number]).generate_state(1)[0]),
+            map(self._batch, asked), max_new_tokens=recipe.max_new_tokens, temperature=temperature
         )
-        judged = [judge(result) for result in results]
-        self._seconds += time.monotonic() - started
-        self._tokens += sum(judgement.response_tokens or 0 for judgement in judged)
-        rows = [
-            {
-                "row": row.row,
-                "sample_id": row.sample_id,
-                "generation": generation,
-                "answer_order": row.answer_order,
-                **asdict(judgement),
-            }
-            for (row, generation), judgement in zip(asked, judged, strict=True)
-        ]
-        return pa.Table.from_pylist(rows, schema=ENTROPIES)
+        started = time.monotonic()
+        # The responses first: they decide how far the engine reads ahead.
+        for found, chunk in zip(results, taken, strict=True):
+            judged = [judge(result) for result in found]
+            self._seconds, started = self._seconds + time.monotonic() - started, time.monotonic()
+            self._tokens += sum(judgement.response_tokens or 0 for judgement in judged)
+            yield chunk, _table(chunk, recipe.generations, judged).replace_schema_metadata(facts)
+        engine.close()  # the audit needs its memory
+
+    def _engine(self) -> Engine:
+        recipe, model = self._recipe, self._model
+        return open_engine(
+            recipe.engine,
+            model,
+            recipe.precision,
+            recipe.prompt,
+            batch_size=recipe.batch_size,
+            max_images=self._max_images,
+        )
+
+    def _batch(self, chunk: Chunk) -> Batch:
+        asked = [row for row in chunk.rows for _ in range(self._recipe.generations)]
+        # Chunks are the same for any number of workers, so samples are too.
+        seed = int(np.random.SeedSequence([self._recipe.seed, chunk.number]).generate_state(1)[0])
+        return Batch(requests(asked, self._images), seed)
 
     def tokens_per_second(self) -> float | None:
         """Of what this process generated; None if it generated nothing."""
         return self._tokens / self._seconds if self._seconds else None
+
+
+def _table(chunk: Chunk, generations: int, judged: Sequence[Judgement]) -> pa.Table:
+    asked = [(row, generation) for row in chunk.rows for generation in range(generations)]
+    rows = [
+        {
+            "row": row.row,
+            "sample_id": row.sample_id,
+            "generation": generation,
+            "answer_order": row.answer_order,
+            **asdict(judgement),
+        }
+        for (row, generation), judgement in zip(asked, judged, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=ENTROPIES)
 
 
 def metrics(table: pa.Table) -> dict[str, Metric]:
