@@ -22,14 +22,11 @@ _Service = tuple[Log, Callable[[], object]]  # log, and end
 
 @contextmanager
 def tracked(context: Context, recipe: Recipe, out: Path) -> Iterator[Log]:
-    """A function that takes the figures of a step, until the end of the block. Of several pods the first one logs.
+    """A function that takes the figures of a step, until the end of the block.
 
     Raises TaskError when a service is named whose package or key is missing, UnavailableError when it cannot be
     reached at the start. Later failures of the service are printed: a training does not end for a curve.
     """
-    if not context.peers.leads:
-        yield lambda _step, _figures: None
-        return
     from tensorboard.summary import Writer
 
     folder = out / TRACKING_FOLDER

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +145,7 @@ class ClusterRun:
 @contextlib.contextmanager
 def without_operator(folder: Path, **sizes: int) -> Iterator[ClusterRun]:
     """A cluster whose pods are processes, with everything that runs need but an operator; data of these sizes."""
-    # Several pods share these cores, and threads that wait for one in use take many times longer.
-    pods = partial(ProcessPods, variables={"OMP_NUM_THREADS": "1"})
-    with running_cluster(NodeShape(), pods) as cluster:
+    with running_cluster(NodeShape(), ProcessPods) as cluster:
         serve_runs(cluster)
         (cluster.s3.folder / BUCKET).mkdir()
         place = ClusterRun(cluster, folder)

@@ -23,6 +23,11 @@ def checkout_image() -> PodImage:
     """This machine with this checkout and its interpreter, in place of an image."""
     shown = sorted({str(CHECKOUT), sys.prefix, str(Path(sys.base_prefix))})
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    # This checkout, whichever one is installed in the interpreter's environment.
-    variables = {"PATH": path, "PYTHONPATH": f"{CHECKOUT / 'operator'}:{CHECKOUT / 'pipeline'}"}
-    return PodImage(Path("/"), ["python", "-m", "egt_pipeline"], variables, shown)
+    environment = {
+        "PATH": path,
+        # This checkout, whichever one is installed in the interpreter's environment.
+        "PYTHONPATH": f"{CHECKOUT / 'operator'}:{CHECKOUT / 'pipeline'}",
+        # Several pods share these cores, and threads that wait for one in use take many times longer.
+        "OMP_NUM_THREADS": "1",
+    }
+    return PodImage(Path("/"), ["python", "-m", "egt_pipeline"], environment, shown)

@@ -62,10 +62,7 @@ def claim_network() -> tuple[int, socket.socket]:
 class ProcessPods:
     """A runtime for nodes of ``plane``; ``images`` it knows by name, every other is this checkout."""
 
-    def __init__(
-        self, plane: ControlPlane, images: dict[str, PodImage] | None = None, variables: dict[str, str] | None = None
-    ) -> None:
-        """``variables`` are given to every container, as if its image named them."""
+    def __init__(self, plane: ControlPlane, images: dict[str, PodImage] | None = None) -> None:
         assert plane.authority, "logs are served with a certificate of the control plane's own authority"
         plane.authority.issue("kubelet", "kubelet")
         folder, server = plane.folder, yaml.safe_load(plane.kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
@@ -74,8 +71,8 @@ class ProcessPods:
         self.shim = folder / "bind_shim.so"
         subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", self.shim, HERE / "bind_shim.c", "-ldl"], check=True)
         host, port = server.removeprefix("https://").split(":")
-        given = {"HOME": "/", "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
-        self._given, self._images = given | (variables or {}), images or {}
+        self._given = {"HOME": "/", "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+        self._images = images or {}
         self.services: dict[str, Object] = {}
         self.running: dict[str, PodRun] = {}
         self._watch: asyncio.Task[None]

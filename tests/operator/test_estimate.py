@@ -173,11 +173,12 @@ def test_constants_of_the_stages_are_the_pipelines_own() -> None:
     from egt_operator import stage_memory
     from egt_pipeline import sft_train
     from egt_pipeline.contract.recipes import RLRecipe
+    from egt_pipeline.peers import ALONE
     from egt_pipeline.rl_run import RunFile, arguments
 
     assert sft_train._BUCKET_ELEMENTS == stage_memory.SFT_BUCKET
     places = dict.fromkeys(("model", "dataset", "folder", "output", "ray_folder"), Path("/run"))
-    numbers = {"processes": 2, "attempt": 1, "max_images": 1, "resume": False, "parent": 1}
+    numbers = {"processes": 2, "peers": ALONE, "attempt": 1, "max_images": 1, "resume": False, "parent": 1}
     flags = arguments(
         RunFile(recipe=RLRecipe(), steps=(PlannedStep(epoch=1, rows=(0,)),), **places, **numbers), cuda=True
     )

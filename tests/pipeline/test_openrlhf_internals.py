@@ -21,12 +21,6 @@ LEANED_ON = [
     ("openrlhf.trainer.ray.ppo_actor", "ActorPPOTrainer.training_step", "overridden: boundary, records"),
     (
         "openrlhf.trainer.ray.ppo_actor",
-        "ActorPPOTrainer.broadcast_to_vllm",
-        "overridden: adapters are merged on the way",
-    ),
-    ("openrlhf.trainer.ray.ppo_actor", "deepspeed.zero.GatheredParameters", "where each adapter is merged"),
-    (
-        "openrlhf.trainer.ray.ppo_actor",
         "PolicyModelActor.__ray_metadata__.modified_class.save_checkpoint",
         "overridden: complete in each pod",
     ),
@@ -35,6 +29,12 @@ LEANED_ON = [
     ("ray.util.placement_group", "placement_group", "replaced: the command imports it when it is run"),
     ("ray._private.ray_constants", "GCS_PORT_ENVIRONMENT_VARIABLE", "the port that other pods join at"),
     ("ray.scripts.scripts", "start", "run in the other pods, with --block"),
+    (
+        "openrlhf.trainer.ray.ppo_actor",
+        "ActorPPOTrainer.broadcast_to_vllm",
+        "overridden: adapters are merged on the way",
+    ),
+    ("openrlhf.trainer.ray.ppo_actor", "deepspeed.zero.GatheredParameters", "where each adapter is merged"),
     ("openrlhf.trainer.ray.ppo_actor", "PolicyLoss", "replaced by PreClipLoss"),
     ("openrlhf.trainer.ray.ppo_actor", "DataLoader", "replaced by InOrder"),
     ("openrlhf.trainer.ray.launcher", "ReferenceModelActor.__ray_metadata__.modified_class", "ReferenceActor"),

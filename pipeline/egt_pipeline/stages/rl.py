@@ -2,8 +2,8 @@
 
 In: preferences with labels, the fine-tuned model, the selection. Out: ``model/`` or ``adapter/``, what the optimiser
 saw in ``order.parquet``, ``losses.parquet``, ``rewards.parquet`` (see rl_records), and curves in ``tracking/``. The
-order is compared with the plan; a run that saw anything else fails. Of several pods the first leads; the others lend
-it their devices and keep their part of each checkpoint.
+order is compared with the plan; a run that saw anything else fails. Of several pods the first leads; the others lend it
+their devices and keep their part of each checkpoint.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -83,12 +83,12 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
             resume=step > 0,
             parent=os.getpid(),
         )
-        with tracked(context, recipe, out) as log:
-            watch = _Watch(described, context, checkpoints, RecordTail(described.records), log, committed=step)
-            if not context.peers.leads:
-                lend(described, on_poll=watch, line=line)
-                context.check_stopped()
-                return StageResult(metrics={}, published_elsewhere=True)
+        watch = _Watch(described, context, checkpoints, RecordTail(described.records), committed=step)
+        if not context.peers.leads:
+            lend(described, on_poll=watch, line=line)
+            context.check_stopped()
+            return StageResult(metrics={}, published_elsewhere=True)
+        with tracked(context, recipe, out) as watch.log:
             train(described, on_poll=watch, line=line, grace_seconds=context.grace_seconds)
     result = _collect(described, steps, [sample.sample_id for sample in selected], out)
     if recipe.lora:
@@ -168,8 +168,8 @@ class _Watch:
     context: Context
     checkpoints: Checkpoints
     tail: RecordTail
-    log: Log
     committed: int = 0
+    log: Log = field(default=lambda _step, _figures: None)
 
     def __call__(self) -> None:
         for record in self.tail.new() if self.run.peers.leads else ():

@@ -18,6 +18,7 @@ from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.errors import StoppedError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.task import Metric, Progress
+from egt_pipeline.peers import Line
 from egt_pipeline.preferences import Images, Preference, read_preferences
 from egt_pipeline.reward_model import load_processor, resolve_model
 from egt_pipeline.sft_job import LOSSES_FILE, Event, Job, history, run_job
@@ -43,17 +44,7 @@ def run(recipe: SFTRecipe, inputs: Mapping[str, Path], out: Path, context: Conte
     write_samples(encoded.samples, tokens)
     pq.write_table(pa.Table.from_pylist(encoded.records, schema=SAMPLES), out / SAMPLES_FILE)
     checkpoints, resume = Checkpoints(context), context.scratch / "resume"
-
-    with context.line() as line, tracked(context, recipe, out) as log:
-
-        def report(event: Event) -> None:
-            if event.checkpoint is not None:
-                checkpoints.commit(event.step, event.checkpoint)
-            elif context.peers.leads:
-                log(event.step, event.figures)
-                loss = {"metric_name": "loss", "metric_value": event.loss}
-                context.progress(Progress(done=event.step, total=event.steps, unit="steps", **loss))
-
+    with context.line() as line:
         job = Job(
             recipe=recipe,
             processes=context.processes,
@@ -67,17 +58,43 @@ def run(recipe: SFTRecipe, inputs: Mapping[str, Path], out: Path, context: Conte
             events=context.scratch / "events",
             stop=context.scratch / "stop",
         )
-        for past in history(job.resume) if job.resume else ():
-            log(past.step, past.figures)
-        run_job(job, report, line)
-    if not context.peers.leads:
-        context.check_stopped()
-        return StageResult(metrics={}, published_elsewhere=True)
-    if not (out / LOSSES_FILE).exists():
-        raise StoppedError("sft: stopped on request; the next attempt goes on from the checkpoint")
+        if not context.peers.leads:
+            _follow(job, checkpoints, context, line)
+            return StageResult(metrics={}, published_elsewhere=True)
+        _lead(job, checkpoints, context, line)
     if recipe.lora:
         finish(out, model, recipe.lora)
     return StageResult(_metrics(encoded.records, out))
+
+
+def _lead(job: Job, checkpoints: Checkpoints, context: Context, line: Line) -> None:
+    """Train and report. Raises StoppedError when the training was stopped before its end."""
+    with tracked(context, job.recipe, job.out) as log:
+        for past in history(job.resume) if job.resume else ():
+            log(past.step, past.figures)
+
+        def report(event: Event) -> None:
+            if event.checkpoint is not None:
+                checkpoints.commit(event.step, event.checkpoint)
+                return
+            log(event.step, event.figures)
+            loss = {"metric_name": "loss", "metric_value": event.loss}
+            context.progress(Progress(done=event.step, total=event.steps, unit="steps", **loss))
+
+        run_job(job, report, line)
+    if not (job.out / LOSSES_FILE).exists():
+        raise StoppedError("sft: stopped on request; the next attempt goes on from the checkpoint")
+
+
+def _follow(job: Job, checkpoints: Checkpoints, context: Context, line: Line) -> None:
+    """Train beside the leader, which reports. Raises StoppedError when this pod was asked to stop."""
+
+    def report(event: Event) -> None:
+        if event.checkpoint is not None:
+            checkpoints.commit(event.step, event.checkpoint)
+
+    run_job(job, report, line)
+    context.check_stopped()
 
 
 def _responses(rows: Sequence[Preference], trajectories: Path | None) -> list[str | None]:
