@@ -113,6 +113,8 @@ class Scheduling(Recipe):
     """What else a node must be; every requirement holds. As one of several kinds of GPU."""
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
     """Taints that the pods put up with."""
+    gpu_memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$", max_length=16)
+    """What one GPU holds, as in 80Gi; `egt plan` refuses what needs more. null: as nvidia.com/gpu.product says."""
 
 
 class PodTemplate(Recipe):

@@ -6,8 +6,6 @@ import os
 import pytest
 import torch
 
-from egt_pipeline.entropy import _LOWEST
-
 V = 152_064  # of Qwen2.5-VL
 # The interpreter computes with numpy, which warns where a GPU goes on with NaN.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
@@ -19,9 +17,9 @@ def kernel():
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     try:
-        from egt_pipeline.entropy_kernel import entropy_nats
+        from egt_pipeline.entropy_kernel import sums_in_one_pass
 
-        yield lambda logits_NV: entropy_nats(logits_NV, _LOWEST)
+        yield lambda logits_NV: sums_in_one_pass(logits_NV)[0]
     finally:
         os.environ.pop("TRITON_INTERPRET") if before is None else os.environ.update(TRITON_INTERPRET=before)
 
@@ -82,3 +80,10 @@ def test_rows_of_a_larger_matrix_and_no_rows_are_taken_as_they_lie(kernel):
     assert torch.equal(kernel(logits[::2]), kernel(logits[::2].clone()))
     assert torch.equal(kernel(logits.T.contiguous().T), kernel(logits))
     assert kernel(logits[:0]).shape == (0,)
+
+
+def test_the_logarithm_of_the_sum_comes_with_it(kernel):
+    from egt_pipeline.entropy_kernel import sums_in_one_pass
+
+    logits = drawn(3, 9000, 4.0) + 50
+    torch.testing.assert_close(sums_in_one_pass(logits)[1], logits.double().logsumexp(-1), atol=1e-5, rtol=0)

@@ -157,7 +157,8 @@ def test_nan_logits_end_the_response_with_a_nan_entropy(tmp_path):
 def test_a_measurement_that_is_not_the_model_s_own_stops_the_engine(monkeypatch):
     import egt_pipeline.engines.vllm_probe as inside
 
-    monkeypatch.setattr(inside, "entropy_nats", lambda logits_NV: logits_NV.double().mean(-1))
+    wrong = lambda logits_NV, ids: (logits_NV.double().mean(-1), logits_NV[:, ids].double())  # noqa: E731
+    monkeypatch.setattr(inside, "measure", wrong)
     closed()
     with pytest.raises(TaskError, match="its own log-probabilities say"):
         opened("vllm", judge_model())

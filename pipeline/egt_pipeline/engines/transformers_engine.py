@@ -21,7 +21,7 @@ from egt_pipeline.engines.encoding import encode
 from egt_pipeline.engines.interface import Batch, Generation, Refused, Request
 from egt_pipeline.engines.sampling import choose, draws
 from egt_pipeline.engines.vocabulary import Vocabulary
-from egt_pipeline.entropy import entropy_nats, token_probabilities
+from egt_pipeline.entropy import measure
 from egt_pipeline.reward_model import load_model, load_processor
 
 
@@ -89,9 +89,9 @@ class TransformersEngine:
         inputs["mm_token_type_ids"] = functional.pad(types_1L, (0, len(token_ids_T)))
         hidden_TD = self._model.model(**inputs, use_cache=False).last_hidden_state[0, prompt - 1 :]
         logits_TV = functional.linear(hidden_TD.float(), self._head_VD)
-        p_digits_T2 = token_probabilities(logits_TV, self._vocabulary.digits).double()
+        entropies_T, p_digits_T2 = measure(logits_TV, self._vocabulary.digits)
         tokens = [*token_ids_T, self._vocabulary.pad]  # what ends it
-        return self._vocabulary.generation(tokens, entropy_nats(logits_TV).cpu().numpy(), p_digits_T2.cpu().numpy())
+        return self._vocabulary.generation(tokens, entropies_T.cpu().numpy(), p_digits_T2.cpu().numpy())
 
     def close(self) -> None:
         """See ``Engine``."""
@@ -113,8 +113,9 @@ class TransformersEngine:
         tokens, entropies, p_digits = [], [], []
         for step in range(max_new_tokens):
             logits_BV = functional.linear(output.last_hidden_state[:, -1].float(), self._head_VD)
-            entropies.append(entropy_nats(logits_BV))
-            p_digits.append(token_probabilities(logits_BV, vocabulary.digits).double())
+            entropies_B, p_digits_B2 = measure(logits_BV, vocabulary.digits)
+            entropies.append(entropies_B)
+            p_digits.append(p_digits_B2)
             if temperature == 0:
                 chosen_B = logits_BV.argmax(-1)
             else:

@@ -21,7 +21,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from egt_pipeline.engines.sampling import choose, draws
 from egt_pipeline.engines.vllm_environment import ASK
-from egt_pipeline.entropy import entropy_nats, token_probabilities
+from egt_pipeline.entropy import measure
 
 _FIGURES = 3  # entropy, p("1"), p("2")
 
@@ -95,10 +95,9 @@ class EntropyProcessor(LogitsProcessor):  # type: ignore[misc]
         all_rows = places == list(range(len(logits_BV)))
         measured_NV = logits_BV if all_rows else logits_BV[self._tensor(places)]
         steps = [min(len(one.tokens), self._plan.steps) for one in asked]
-        entropies_N1 = entropy_nats(measured_NV)[:, None]
-        p_digits_N2 = token_probabilities(measured_NV, self._plan.digits).double()
+        entropies_N, p_digits_N2 = measure(measured_NV, self._plan.digits)
         rows = self._tensor([one.row for one in asked])
-        self._figures_RTF[rows, self._tensor(steps)] = torch.cat([entropies_N1, p_digits_N2], 1)
+        self._figures_RTF[rows, self._tensor(steps)] = torch.cat([entropies_N[:, None], p_digits_N2], 1)
         sampled = [one for one in zip(places, asked, steps, strict=True) if one[1].draws_T is not None]
         if sampled:
             self._choose(logits_BV, sampled)

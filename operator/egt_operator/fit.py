@@ -1,0 +1,105 @@
+"""Does every stage fit its GPUs, and what would make it fit? Settings are tried, not guessed. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
+
+from egt_operator.api import EGTRunSpec
+from egt_operator.estimate import Estimate
+from egt_operator.geometry import Geometry
+from egt_operator.stage_memory import Phase, Room, phases_of
+from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.graph import StageName
+
+GIB = 2**30
+# What may be changed, the harmless first: results stay the same, then nearly, then samples are lost.
+_KNOBS = {
+    StageName.SFT: ("micro_batch_size", "zero_stage", "processes", "max_length"),
+    StageName.RL: ("micro_batch_size", "zero_stage", "processes", "max_new_tokens", "max_prompt_tokens"),
+    StageName.PROBE: ("batch_size", "max_new_tokens"),
+    StageName.EVALUATE: ("batch_size", "max_new_tokens"),
+}
+_GROWING = ("processes", "zero_stage")
+_MOST_PROCESSES = 64  # more than that is a decision about the cluster, not a setting
+_SHORTEST = 512  # tokens: below, hardly a sample is left
+_CHANGED_AT_ONCE = 3
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A phase that does not fit: what it needs, what the GPU has, and the settings that make it fit, if any do."""
+
+    phase: Phase
+    gpu_bytes: int
+    settings: dict[str, int]
+
+    def __str__(self) -> str:
+        name, needs = self.phase.stage, -(-self.phase.needs * 10 // GIB) / 10
+        said = f"{name}: {self.phase.name} needs {needs:.1f} GiB a GPU, and a GPU has {self.gpu_bytes / GIB:.1f} GiB"
+        if not self.settings:
+            return f"{said}; no setting of {name} makes it fit: take larger GPUs or a smaller model"
+        changes = " and ".join(f"{name}.{to_camel(knob)}: {value}" for knob, value in self.settings.items())
+        return f"{said}; it fits with {changes}"
+
+
+def refusals(spec: EGTRunSpec, found: Estimate) -> list[Refusal]:
+    """One for each stage that does not fit, of the phase that needs most; none where a limit is unknown."""
+    limit, geometry = found.offer.memory, found.known.geometry
+    if limit is None or geometry is None:
+        return []
+    refused = []
+    for name, stage in found.stages.items():
+        if stage.gpus and stage.phases:
+            most = max(stage.phases, key=lambda phase: phase.needs)
+            if most.needs > limit:
+                refused.append(Refusal(most, limit, settings_that_fit(spec, name, geometry, limit)))
+    return refused
+
+
+def check_fits(refused: Sequence[Refusal]) -> None:
+    """Raises TaskError with a line for each refusal, if there are any."""
+    if refused:
+        raise TaskError("\n".join(map(str, refused)))
+
+
+def settings_that_fit(spec: EGTRunSpec, stage: StageName, geometry: Geometry, gpu_bytes: int) -> dict[str, int]:
+    """The fewest changes of the stage, and the smallest of them, with which all its phases fit; empty: none do."""
+    block, room = spec.stage(stage), Room(on_gpu=True, gpu_bytes=gpu_bytes)
+    knobs = {knob: list(_values(knob, getattr(block, knob))) for knob in _KNOBS[stage]}
+    for count in range(1, _CHANGED_AT_ONCE + 1):
+        for chosen in combinations(knobs, count):
+            # Sums of places: every knob moves a little before one moves a lot.
+            tries = sorted(product(*(range(len(knobs[knob])) for knob in chosen)), key=sum)
+            for places in tries:
+                settings = {knob: knobs[knob][place] for knob, place in zip(chosen, places, strict=True)}
+                other = _changed(spec, stage, settings)
+                phases = phases_of(other, stage, geometry, room) if other else []
+                if phases and all(phase.needs <= gpu_bytes for phase in phases):
+                    return settings
+    return {}
+
+
+def _values(knob: str, now: int) -> Iterator[int]:
+    """What a knob is tried at, nearest first."""
+    if knob == "zero_stage":
+        yield from (stage for stage in (2, 3) if stage > now)
+        return
+    value = now
+    while True:
+        value = value * 2 if knob in _GROWING else value // 2
+        least = _SHORTEST if knob.startswith("max_") else 1
+        if value < least or (knob in _GROWING and value > _MOST_PROCESSES):
+            return
+        yield value
+
+
+def _changed(spec: EGTRunSpec, stage: StageName, settings: dict[str, int]) -> EGTRunSpec | None:
+    """The run with these settings of the stage; None if they are not accepted, as a batch that nothing divides."""
+    block = spec.stage(stage)
+    try:
+        return spec.model_copy(update={str(stage): type(block).model_validate({**dict(block), **settings})})
+    except ValidationError:
+        return None

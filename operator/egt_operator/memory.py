@@ -1,0 +1,238 @@
+"""What one process holds at its peak, by kind, in bytes: one pure function a formula.
+
+Symbols: P all weights, T those that train, N ranks, b bytes a number (2 in bfloat16, 4 in float32); n layers, H hidden,
+I intermediate and V vocabulary size, t tokens of a micro-batch. ZeRO: Rajbhandari et al., arXiv 1910.02054, section 5,
+with the buffers of DeepSpeed 0.19. Activations are counted from the tensors that transformers' Qwen2.5-VL keeps for its
+backward pass. tests/operator/test_memory_*.py compare each with what the real code allocates.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+from egt_operator.geometry import Geometry
+
+ZeroStage = Literal[0, 2, 3]
+
+# DeepSpeed's defaults: weights kept gathered at once, and weights fetched ahead of their use.
+_MOST_GATHERED, _PREFETCHED = 10**9, 5 * 10**7
+# Float32 gradients are made of at most this many weights at a time (ZeRO-3's sub_group_size).
+_STEP_GROUP = 10**9
+_ADAM_BYTES = 12  # a weight that trains: float32 copy, momentum, variance
+# A GPU holds these besides tensors: CUDA context, kernels and NCCL about 1.5 GiB, the rest lost between allocations.
+# An assumption: nothing of it can be measured without a GPU.
+OVERHEAD = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The peak of one process, by kind, in bytes."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimiser: int = 0
+    activations: int = 0
+    kv_cache: int = 0
+    overhead: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimiser + self.activations + self.kv_cache + self.overhead
+
+    def plus(self, **more: int) -> Self:
+        """With more of some kinds."""
+        return replace(self, **{kind: getattr(self, kind) + amount for kind, amount in more.items()})
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How the states of a training lie on its ranks: ZeRO stage, ranks N, and elements of one reduce bucket."""
+
+    stage: ZeroStage
+    ranks: int
+    bucket: int
+    buckets: int = 1  # two when gradients are reduced while others are computed
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one process trains on at once: samples of ``length`` tokens, ``logits`` of which get logits."""
+
+    samples: int
+    length: int
+    logits: int
+    logit_bytes: int  # of all that hangs on one logit at the peak of the loss
+    patches: int = 0  # of all pictures
+
+    @property
+    def tokens(self) -> int:
+        """t: padding included, as every sample may be as long as the longest."""
+        return self.samples * self.length
+
+
+# Bytes on one logit at the worst moment, all float32. SFT: log-probabilities, the gradient of the loss, and that of the
+# logits. RL: OpenRLHF's logits in float32, and a gradient each from logsumexp and gather, which are added up.
+SFT_LOGIT_BYTES, RL_LOGIT_BYTES = 12, 16
+
+
+def weights(geometry: Geometry, sharding: Sharding, b: int) -> int:
+    """ZeRO-0 and 2: bP. ZeRO-3: bP/N, and what is gathered: b min(P, 10^9) with the buffer it arrives in."""
+    if sharding.stage < 3:
+        return b * geometry.parameters
+    live = min(geometry.parameters, _MOST_GATHERED)
+    arriving = min(live, max(geometry.head_parameters, _PREFETCHED))
+    return b * geometry.parameters // sharding.ranks + b * (live + arriving)
+
+
+def gradients(trainable: int, sharding: Sharding, b: int) -> int:
+    """ZeRO-0: 4T, with DistributedDataParallel's buckets 8T. ZeRO-2 and 3: bT/N and the reduce buckets."""
+    if sharding.stage == 0:
+        return 4 * trainable * (2 if sharding.ranks > 1 else 1)
+    return b * trainable // sharding.ranks + b * sharding.bucket * sharding.buckets
+
+
+def optimiser(trainable: int, sharding: Sharding) -> int:
+    """AdamW. ZeRO-0: 8T, the weights are float32 already. ZeRO-2 and 3: 12T/N."""
+    if sharding.stage == 0:
+        return 8 * trainable
+    return _ADAM_BYTES * trainable // sharding.ranks
+
+
+def step_copy(trainable: int, sharding: Sharding, b: int) -> int:
+    """Gradients while the optimiser steps, when activations are gone: in float32 4T/N, in groups of 10^9 under ZeRO-3;
+    ZeRO-2 lays them side by side before, b T/N more.
+    """
+    share = trainable // sharding.ranks
+    match sharding.stage:
+        case 0:
+            return 0
+        case 2:
+            return (4 + b) * share
+    return 4 * min(share, _STEP_GROUP)
+
+
+def layer_kept(geometry: Geometry, b: int) -> int:
+    """Bytes a token that one decoder layer keeps for its backward pass.
+
+    Two norms (8 + 4b)H: a float32 copy of the input, the normed, the weighted. Attention 2bH + 2b kv for queries and
+    output, keys and values, 4 a head for its sums, 2b d for the rotary cosines and sines. MLP 4bI: gate, its SiLU, up,
+    their product.
+    """
+    norms = (8 + 4 * b) * geometry.hidden
+    attention = 2 * b * (geometry.hidden + geometry.kv_width + geometry.head_size) + 4 * geometry.heads
+    return norms + attention + 4 * b * geometry.intermediate
+
+
+def layer_backward(geometry: Geometry, b: int) -> int:
+    """Bytes a token on top of ``layer_kept`` while a layer goes backward: b(H + 2I), gradients of its output and MLP,
+    and 6bd for the rotary tables of three axes, which all layers share.
+    """
+    return b * (geometry.hidden + 2 * geometry.intermediate + 6 * geometry.head_size)
+
+
+def vision_frozen(geometry: Geometry, b: int) -> int:
+    """Bytes a patch that a frozen vision tower holds: pixels twice, and the larger of attention and MLP of one block.
+
+    Attention 32h: queries and keys are turned in float32, part by part, by tables of 24h / heads. MLP 8h + 3bi.
+    """
+    h, i = geometry.vision.hidden, geometry.vision.intermediate
+    tables = 24 * h // geometry.vision.heads
+    return (4 + b) * geometry.vision.patch_values + tables + max(32 * h, 8 * h + 3 * b * i)
+
+
+def vision_trained(geometry: Geometry, b: int, *, checkpointing: bool) -> int:
+    """Bytes a patch of a vision tower that trains: pixels, inputs of all blocks, one block anew on its way back.
+
+    A block is like a decoder layer, with 20h more for queries and keys that are turned in float32.
+    """
+    h, i, depth = geometry.vision.hidden, geometry.vision.intermediate, geometry.vision.depth
+    block = (8 + 4 * b) * h + 20 * h + 4 * b * h + 4 * b * i
+    kept = depth * b * h + block if checkpointing else depth * block
+    return (4 + b) * geometry.vision.patch_values + kept + b * (h + 2 * i)
+
+
+def training_activations(
+    geometry: Geometry, batch: MicroBatch, b: int, *, checkpointing: bool, vision_trains: bool, reduced: bool
+) -> int:
+    """The larger of two moments of the backward pass, gradients under way included (``reduced``: they are not kept).
+
+    At the loss: what all layers keep (nbHt with gradient checkpointing, else n times ``layer_kept``), the last norm,
+    and everything on the logits or, later, their gradient and that of the head. In the last layer: what all layers
+    keep, one layer anew, ``layer_backward``, and the gradient of its largest matrix.
+    """
+    t, hidden = batch.tokens, geometry.hidden
+    one = layer_kept(geometry, b) * t
+    kept = geometry.layers * (b * hidden * t if checkpointing else one)
+    last_norm = (4 + 2 * b) * hidden * t
+    logits = batch.samples * batch.logits * geometry.vocabulary
+    head, matrix = (b * geometry.head_parameters, b * hidden * geometry.intermediate) if reduced else (0, 0)
+    at_loss = kept + last_norm + max(batch.logit_bytes * logits, b * logits + head)
+    in_layer = kept + (one if checkpointing else 0) + layer_backward(geometry, b) * t + matrix
+    # The gradient of a tied head waits for the one of the embedding, and both are added up.
+    language = max(at_loss, in_layer, 3 * head if geometry.tied else 0)
+    if vision_trains:
+        return language + vision_trained(geometry, b, checkpointing=checkpointing) * batch.patches
+    return max(language, vision_frozen(geometry, b) * batch.patches)
+
+
+def training(
+    geometry: Geometry,
+    sharding: Sharding,
+    batch: MicroBatch,
+    *,
+    trainable: int,
+    b: int,
+    checkpointing: bool,
+    vision_trains: bool,
+) -> Memory:
+    """One rank of a training at its peak: in the backward pass, or while the optimiser steps."""
+    held = 4 if sharding.stage == 0 else b  # without DeepSpeed weights are float32, cast as they are used
+    activations = training_activations(
+        geometry, batch, b, checkpointing=checkpointing, vision_trains=vision_trains, reduced=sharding.stage > 0
+    )
+    if held > b:
+        activations += b * geometry.parameters  # the casts stay until the forward pass is over
+    return Memory(
+        weights=weights(geometry, sharding, held),
+        gradients=gradients(trainable, sharding, held),
+        optimiser=optimiser(trainable, sharding),
+        activations=max(activations, step_copy(trainable, sharding, b)),
+    )
+
+
+def kv_cache(geometry: Geometry, tokens: int, b: int) -> int:
+    """2 n kv b a token: keys and values of all layers."""
+    return 2 * geometry.layers * geometry.kv_width * b * tokens
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is generated at once: prompts of at most ``prompt`` tokens, responses of at most ``new``; patches of all."""
+
+    count: int
+    prompt: int
+    new: int
+    patches: int = 0
+
+
+def prefill_activations(geometry: Geometry, prompts: Prompts, b: int) -> int:
+    """What the prompts hold while the MLP of a layer computes: b(5H + 3I) a token, and a mask of length x length."""
+    each = b * (5 * geometry.hidden + 3 * geometry.intermediate) + prompts.prompt
+    return prompts.count * prompts.prompt * each
+
+
+def generation(geometry: Geometry, prompts: Prompts, b: int) -> Memory:
+    """The transformers engine: weights bP, a float32 head 4HV, the cache, and what two moments add to it.
+
+    While prompts are read: their pictures or ``prefill_activations``, beside a cache that holds no response yet. At the
+    last token: the keys of a layer anew beside the old ones, or keys and values of a layer repeated for all heads.
+    """
+    tokens = prompts.count * (prompts.prompt + prompts.new)
+    cache, to_come = kv_cache(geometry, tokens, b), kv_cache(geometry, prompts.count * prompts.new, b)
+    reading = max(prefill_activations(geometry, prompts, b), vision_frozen(geometry, b) * prompts.patches) - to_come
+    repeated = 2 * b * geometry.hidden * tokens if geometry.kv_heads < geometry.heads else 0
+    return Memory(
+        weights=b * geometry.parameters + 4 * geometry.head_parameters,
+        activations=max(reading, cache // (2 * geometry.layers), repeated),
+        kv_cache=cache,
+    )

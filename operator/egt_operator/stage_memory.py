@@ -1,0 +1,178 @@
+"""The memory of one process of each stage that runs a model, phase by phase, from its recipe. Pure."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from egt_operator import memory
+from egt_operator.api import EGTRunSpec, EvaluateStage, ProbeStage, RLStage, SFTStage
+from egt_operator.geometry import Geometry
+from egt_operator.memory import Memory, MicroBatch, Prompts, Sharding
+from egt_pipeline.contract.graph import StageName
+
+# What the stages are run with; tests/operator/test_stage_memory.py compares them with the pipeline's own.
+SFT_BUCKET = 50_000_000  # elements reduced together, twice as communication overlaps
+RL_BUCKET = 500_000_000  # DeepSpeed's default, which OpenRLHF keeps
+ROLLOUT_SHARE = 0.5  # of a GPU, that vLLM takes beside the actor
+VLLM_SHARE = 0.92  # of a GPU, that vLLM takes alone: its own default
+ROLLOUTS_AT_ONCE = 256  # sequences an engine of rollouts works on: vLLM's default
+_VLLM_LOGIT_BYTES = 16  # of the logits of one step: float32, and what is computed of them
+_CPU_CACHE = 2**30  # of a rollout engine without a GPU
+_VLLM_PREFILL_TOKENS = 8192  # computed together, however many wait
+_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where a process runs: on a GPU or not, and the bytes of that GPU, where they are known."""
+
+    on_gpu: bool
+    gpu_bytes: int | None = None
+
+    @property
+    def overhead(self) -> int:
+        """What the GPU holds besides tensors."""
+        return memory.OVERHEAD if self.on_gpu else 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One peak of a stage's processes; ``needs`` is the smallest GPU, in bytes, that would do."""
+
+    stage: StageName
+    name: Literal["training", "rollouts", "generation"]
+    memory: Memory
+    needs: int
+
+
+def ranks_of(block: SFTStage | RLStage) -> int:
+    """Processes that share the states of a training."""
+    return block.processes
+
+
+def trainable_of(geometry: Geometry, block: SFTStage | RLStage) -> int:
+    """T: weights that train."""
+    return geometry.language_parameters if block.freeze_vision else geometry.parameters
+
+
+def phases_of(spec: EGTRunSpec, stage: StageName, geometry: Geometry, room: Room) -> list[Phase]:
+    """The peaks of a stage's processes; none for stages that run no model."""
+    match stage:
+        case StageName.SFT:
+            return [_phase(stage, "training", _sft(spec, geometry, room), room)]
+        case StageName.RL:
+            training = _phase(stage, "training", _rl(spec, geometry, room), room)
+            return [training, _rollouts(spec, geometry, room)]
+        case StageName.PROBE | StageName.EVALUATE:
+            return [_generation(spec, stage, geometry, room)]
+    return []
+
+
+def _phase(stage: StageName, name: Literal["training", "generation"], found: Memory, room: Room) -> Phase:
+    found = found.plus(overhead=room.overhead)
+    return Phase(stage, name, found, found.total)
+
+
+def sft_logits(spec: EGTRunSpec) -> int:
+    """Positions of a sample that get logits: its response, which the teacher's limit bounds where there is one."""
+    return min(spec.sft.max_length, spec.distill.max_tokens if spec.distill.enabled else spec.sft.max_length)
+
+
+def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
+    block, ranks = spec.sft, ranks_of(spec.sft)
+    b, samples = _BYTES[block.precision], min(block.micro_batch_size, -(-block.batch_size // ranks))
+    logits = sft_logits(spec)
+    batch = MicroBatch(
+        samples=samples,
+        length=block.max_length,
+        logits=logits,
+        logit_bytes=memory.SFT_LOGIT_BYTES,
+        patches=4 * samples * min(block.max_length, spec.rl.max_prompt_tokens),
+    )
+    return memory.training(
+        geometry,
+        Sharding(block.zero_stage, ranks, SFT_BUCKET, buckets=2 if room.on_gpu else 1),
+        batch,
+        trainable=trainable_of(geometry, block),
+        b=b,
+        checkpointing=room.on_gpu,
+        vision_trains=not block.freeze_vision,
+    )
+
+
+def _rl(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
+    block, ranks = spec.rl, ranks_of(spec.rl)
+    samples, length = min(block.micro_batch_size, -(-block.batch_size // ranks)), rl_length(spec)
+    sharding = Sharding(block.zero_stage, ranks, RL_BUCKET)
+    found = memory.training(
+        geometry,
+        sharding,
+        MicroBatch(samples, length, length, memory.RL_LOGIT_BYTES, patches=4 * samples * block.max_prompt_tokens),
+        trainable=trainable_of(geometry, block),
+        b=2,
+        checkpointing=room.on_gpu,
+        vision_trains=not block.freeze_vision,
+    )
+    return found.plus(weights=_reference(spec, geometry))
+
+
+def rl_length(spec: EGTRunSpec) -> int:
+    """Tokens of the longest sample of rl; all of them get logits."""
+    return spec.rl.max_prompt_tokens + spec.rl.max_new_tokens
+
+
+def _reference(spec: EGTRunSpec, geometry: Geometry) -> int:
+    """Weights of the model that the KL penalty compares with; what it gathers is gone before the actor gathers."""
+    if spec.rl.kl_coefficient == 0:
+        return 0
+    return 2 * geometry.parameters // (ranks_of(spec.rl) if spec.rl.zero_stage == 3 else 1)
+
+
+def _rollouts(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Phase:
+    """vLLM on its share of the GPU, beside the weights of the sleeping actor, whose optimiser lies in host memory."""
+    ranks, stage = ranks_of(spec.rl), spec.rl.zero_stage
+    actor = 2 * geometry.parameters // (ranks if stage == 3 else 1) + _reference(spec, geometry)
+    found, needs = _vllm(geometry, _Engine(ROLLOUT_SHARE, rl_length(spec), ROLLOUTS_AT_ONCE), room)
+    beside = (actor + room.overhead) / (1 - ROLLOUT_SHARE)
+    held = found.plus(weights=actor, overhead=room.overhead)
+    return Phase(StageName.RL, "rollouts", held, max(needs, int(beside)))
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """vLLM on ``share`` of a GPU: ``at_once`` sequences of at most ``longest`` tokens."""
+
+    share: float
+    longest: int
+    at_once: int
+    b: int = 2
+
+
+def _vllm(geometry: Geometry, engine: _Engine, room: Room) -> tuple[Memory, int]:
+    """What weights and one step leave of its share is cache, one sample's at the least; and the GPU that would do."""
+    fixed, tokens = engine.b * geometry.parameters, max(_VLLM_PREFILL_TOKENS, engine.longest)
+    pictures = 4 * engine.longest * memory.vision_frozen(geometry, engine.b)
+    step = max(pictures, memory.prefill_activations(geometry, Prompts(1, tokens, 0), engine.b))
+    step += _VLLM_LOGIT_BYTES * engine.at_once * geometry.vocabulary
+    one = memory.kv_cache(geometry, engine.longest, engine.b)
+    pool = one if room.on_gpu else _CPU_CACHE
+    if room.gpu_bytes is not None:
+        pool = max(one, int(engine.share * room.gpu_bytes) - fixed - step)
+    needs = int((fixed + step + one) / engine.share)
+    return Memory(weights=fixed, activations=step, kv_cache=pool), needs
+
+
+def engine_of(block: ProbeStage | EvaluateStage, *, on_gpu: bool) -> Literal["transformers", "vllm"]:
+    """Which engine generates there."""
+    if block.engine == "auto":
+        return "vllm" if on_gpu else "transformers"
+    return block.engine
+
+
+def _generation(spec: EGTRunSpec, stage: StageName, geometry: Geometry, room: Room) -> Phase:
+    block = spec.probe if stage is StageName.PROBE else spec.evaluate
+    b, prompt = _BYTES[block.precision], spec.rl.max_prompt_tokens
+    if engine_of(block, on_gpu=room.on_gpu) == "vllm":
+        engine = _Engine(VLLM_SHARE, prompt + block.max_new_tokens, block.batch_size, b)
+        return Phase(stage, "generation", *_vllm(geometry, engine, room))
+    prompts = Prompts(block.batch_size, prompt, block.max_new_tokens, patches=4 * block.batch_size * prompt)
+    return _phase(stage, "generation", memory.generation(geometry, prompts, b), room)

@@ -1,0 +1,261 @@
+"""``python tests/memory_peaks.py KIND``: what the real code allocates at its peak, one JSON line a case.
+
+In a process of its own, as OpenRLHF and DeepSpeed on CPU change torch, and a group of processes is pretended.
+Models of 7B are fake tensors: every operation says what it would allocate, and nothing is.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+RANKS = 4
+_BUCKET = 100_000  # of a small model the usual one would be all of it
+SMALL = {"hidden": 256, "layers": 6, "heads": 8, "kv": 2, "intermediate": 1024, "vocabulary": 4096, "tied": False}
+WIDE = {"hidden": 512, "layers": 3, "heads": 16, "kv": 16, "intermediate": 2048, "vocabulary": 1024, "tied": False}
+TIED = {"hidden": 256, "layers": 3, "heads": 8, "kv": 2, "intermediate": 512, "vocabulary": 16384, "tied": True}
+SEVEN = {"hidden": 3584, "layers": 28, "heads": 28, "kv": 4, "intermediate": 18944, "vocabulary": 152064, "tied": False}
+
+
+_TEXT = (
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size",
+)  # fmt: skip
+_VISION = ("depth", "hidden_size", "intermediate_size", "num_heads")
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of every tensor that an operation makes, for as long as it lives."""
+
+    def __init__(self, *known: torch.Tensor) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: dict[int, tuple[Any, int]] = {}
+        self._keep = [tensor.untyped_storage() for tensor in known]
+        self._known = {id(storage) for storage in self._keep}
+
+    def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: Any) -> None:
+        key = id(storage)
+        if key not in self._seen and key not in self._known:
+            self._seen[key] = (weakref.ref(storage, lambda _: self._drop(key)), storage.nbytes())
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._seen.pop(key)[1]
+
+
+def config_of(shape: dict[str, Any], depth: int = 2, vision: int = 64, vision_intermediate: int = 64) -> Any:
+    from transformers import Qwen2_5_VLConfig
+
+    pairs = shape["hidden"] // shape["heads"] // 16
+    text = {
+        "vocab_size": shape["vocabulary"],
+        "hidden_size": shape["hidden"],
+        "intermediate_size": shape["intermediate"],
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "num_key_value_heads": shape["kv"],
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [2 * pairs, 3 * pairs, 3 * pairs],
+            "rope_theta": 1e6,
+        },
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
+    }
+    tower = {
+        "depth": depth,
+        "hidden_size": vision,
+        "intermediate_size": vision_intermediate,
+        "num_heads": 4,
+        "out_hidden_size": shape["hidden"],
+    }
+    ids = {f"{name}_token_id": 1 for name in ("image", "video", "vision_start", "vision_end")}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=tower, tie_word_embeddings=shape["tied"], **ids)
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def model_of(config: Any, dtype: torch.dtype) -> Any:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    torch.set_default_dtype(dtype)
+    model = Qwen2_5_VLForConditionalGeneration(config).train()
+    torch.set_default_dtype(torch.float32)
+    return model
+
+
+def tell(config: dict[str, Any], kind: str, **found: Any) -> None:
+    """One line of output; of the config, what a geometry is made of."""
+    tower = config["vision_config"]
+    text = {name: config["text_config"][name] for name in _TEXT}
+    vision = {name: tower[name] for name in _VISION}
+    told = {"text_config": text, "vision_config": vision, "tie_word_embeddings": config["tie_word_embeddings"]}
+    print(json.dumps({"kind": kind, **found, "config": told}), flush=True)
+
+
+def activations(shape: dict[str, Any], kind: str, samples: int, length: int, logits: int, **how: Any) -> None:
+    """Forward and backward of one micro-batch, through the loss of ``kind``; gradients leave as they come."""
+    checkpointing, dtype = how.get("checkpointing", True), how.get("dtype", torch.bfloat16)
+    config = config_of(shape)
+    with FakeTensorMode():
+        model = model_of(config, dtype)
+        model.model.visual.requires_grad_(False)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.register_post_accumulate_grad_hook(lambda it: setattr(it, "grad", None))
+        with Peak(*model.parameters(), *model.buffers()) as peak:
+            ids, positions = torch.zeros(samples, length, dtype=torch.long), torch.zeros(3, samples, length).long()
+            inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+            loss_of = {"sft": _sft_loss, "rl": _rl_loss}[kind]
+            loss_of(model, inputs, logits).backward()
+    case = {"samples": samples, "length": length, "logits": logits, "checkpointing": checkpointing}
+    tell(config.to_dict(), kind, b=dtype.itemsize, peak=peak.most, **case)
+
+
+def _sft_loss(model: Any, inputs: dict[str, Any], logits: int) -> Any:
+    from egt_pipeline.sft_train import _loss
+
+    samples, length = inputs["input_ids"].shape
+    output = model(**inputs, logits_to_keep=torch.arange(length - logits, length))
+    return _loss(output, torch.zeros(samples, logits, dtype=torch.long), torch.tensor(7))
+
+
+def _rl_loss(model: Any, inputs: dict[str, Any], _logits: int) -> Any:
+    """As OpenRLHF's Actor.forward: logits in float32, then the log-probabilities of all tokens."""
+    from openrlhf.models.utils import log_probs_from_logits
+
+    output = model(**inputs)
+    output["logits"] = output["logits"].to(torch.float32)
+    return log_probs_from_logits(output["logits"], inputs["input_ids"]).sum()
+
+
+def vision(depth: int, hidden: int, intermediate: int, *, trains: bool) -> None:
+    """The vision tower, as the model calls it, on two pictures of 32 x 32 patches."""
+    config, patches = config_of(SMALL, depth, hidden, intermediate), 2 * 32 * 32
+    model = model_of(config, torch.bfloat16).model
+    tower = model.visual.requires_grad_(trains)
+    if trains:
+        tower.gradient_checkpointing_enable({"use_reentrant": False})
+        for weight in tower.parameters():
+            weight.register_post_accumulate_grad_hook(lambda it: setattr(it, "grad", None))
+    with Peak(*tower.parameters(), *tower.buffers()) as peak:
+        pixels = torch.zeros(patches, 1176)  # the batch holds them to its end
+        output = model.get_image_features(pixels, torch.tensor([[1, 32, 32]] * 2))
+        if trains:
+            torch.cat(list(output.pooler_output)).float().sum().backward()
+    tell(config.to_dict(), "vision", trains=trains, patches=patches, peak=peak.most)
+
+
+def zero(shape: dict[str, Any], stage: int) -> None:
+    """Rank 0 of RANKS under DeepSpeed as sft configures it: what is held after steps, and the peak of a step."""
+    import deepspeed
+
+    from egt_pipeline.contract.recipes import SFTRecipe
+    from egt_pipeline.sft_train import _deepspeed
+
+    settings = _deepspeed(SFTRecipe(zero_stage=stage), cuda=False)
+    settings["zero_optimization"]["reduce_bucket_size"] = _BUCKET
+    settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2, "gradient_clipping": 1.0}
+    settings["bf16"] = {"enabled": True}
+    config = config_of(shape)
+    with Peak() as peak:
+        model = model_of(config, torch.bfloat16)
+        model.model.visual.requires_grad_(False)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        optimiser = torch.optim.AdamW(trained, fused=True)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimiser, config=settings)
+        for _ in range(4):
+            peak.most = peak.now
+            engine.backward(engine(input_ids=torch.zeros(1, 32, dtype=torch.long), use_cache=False).logits.mean())
+            engine.step()
+    tell(config.to_dict(), "zero", stage=stage, ranks=RANKS, bucket=_BUCKET, held=peak.now, peak=peak.most)
+    engine.destroy()
+
+
+def generation(hidden: int, layers: int, samples: int, words: int, new: int, *, pictures: int = 0) -> None:
+    """The transformers engine on prompts of unequal length, without ever saying the end."""
+    from build_pictures import png
+    from egt_pipeline.engines import open_engine
+    from egt_pipeline.engines.interface import Request
+    from egt_pipeline.tiny_model import build_tiny_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        build_tiny_model(Path(folder), hidden=hidden, vision_hidden=128, layers=layers)
+        config = json.loads((Path(folder) / "config.json").read_text())
+        engine: Any = open_engine("transformers", Path(folder), "bfloat16", "plain-v1", samples)
+    engine._ends = {-1}
+    shown = tuple(png(1, (112, 112)) for _ in range(pictures))
+    asked = [Request(" one two" * (words - place), "four", "7", shown) for place in range(samples)]
+    generate, seen = engine._generate, {}
+
+    def watched(inputs: Any, *rest: Any) -> Any:
+        seen.update(prompt=inputs["input_ids"].shape[1], patches=len(inputs.get("pixel_values", ())))
+        with Peak(*engine._model.parameters(), *engine._model.buffers(), engine._head_VD) as peak:
+            steps = generate(inputs, *rest)
+        seen.update(peak=peak.most)
+        return steps
+
+    engine._generate = watched
+    engine.generate(asked, max_new_tokens=new, temperature=0.0, seed=0)
+    tell(config, "generation", samples=samples, new=new, **seen)
+
+
+def pretend_ranks() -> None:
+    """A process group of RANKS in which nobody else is: nothing is sent, and every tensor has its size."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    os.environ.update(DS_ACCELERATOR="cpu", RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(RANKS))
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
+
+
+def main(kind: str) -> None:
+    match kind:
+        case "sft":
+            activations(SMALL, "sft", 2, 256, 64)
+            activations(WIDE, "sft", 1, 16384, 8)
+            activations(TIED, "sft", 4, 2048, 128)
+            activations(WIDE, "sft", 1, 4096, 512, checkpointing=False)
+            activations(SMALL, "sft", 2, 4096, 64, checkpointing=False, dtype=torch.float32)
+            activations(SEVEN, "sft", 1, 8192, 64)
+            activations(SEVEN, "sft", 1, 8192, 4096)
+        case "rl":
+            import egt_pipeline.openrlhf_entry  # noqa: F401  # prepares the process
+
+            activations(SMALL, "rl", 2, 512, 512)
+            activations(WIDE, "rl", 1, 16384, 16384)
+            activations(SEVEN, "rl", 1, 5120, 5120)
+        case "vision":
+            for trains in (False, True):
+                vision(2, 128, 256, trains=trains)
+                vision(2, 128, 1024, trains=trains)
+                vision(4, 256, 512, trains=trains)
+        case "zero":
+            pretend_ranks()
+            for stage in (2, 3):
+                for shape in (SMALL, WIDE, TIED):
+                    zero(shape, stage)
+        case "generation":
+            generation(256, 4, 8, 300, 4)
+            generation(256, 4, 4, 10, 48)
+            generation(128, 2, 4, 10, 4, pictures=4)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

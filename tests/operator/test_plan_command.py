@@ -1,0 +1,57 @@
+"""``egt plan`` as its user types it: what is printed, and the exit code."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from build_manifest import manifest
+from build_model import random_model
+from small_run import EGT
+
+# Nobody has keys, and nobody is asked for them over the network.
+OFFLINE = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere", "COLUMNS": "100"}
+
+
+def plan(folder: Path, *arguments: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(manifest(model__source=str(random_model()), **changes)))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | OFFLINE
+    command = [EGT, "plan", str(path), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_what_does_not_fit_is_refused_as_a_user_error_after_the_tables(tmp_path: Path) -> None:
+    done = plan(tmp_path, scheduling__gpuMemory="1Gi")
+    assert done.returncode == 64
+    assert "never ran" in done.stdout
+    assert "too much" in done.stdout
+    assert "sft: training needs " in done.stderr
+    assert "a GPU has 1.0 GiB; no setting of sft makes it fit" in done.stderr
+
+
+def test_json_is_the_forecast_with_needs_beside_it(tmp_path: Path) -> None:
+    done = plan(tmp_path, "-o", "json", scheduling__gpuMemory="1Gi")
+    lines = {line["name"]: line for line in json.loads(done.stdout)}
+    assert lines["sft"].keys() >= {"name", "action", "digest", "reason", "gpus", "memory", "gpu_hours", "refused"}
+    assert lines["sft"]["memory"][0]["total"] > 2 * 2**30
+    assert lines["sft"]["refused"].startswith("sft: training needs")
+    assert lines["curate"]["refused"] is None
+    assert done.returncode == 64
+
+
+def test_without_a_word_of_gpus_nothing_is_refused(tmp_path: Path) -> None:
+    done = plan(tmp_path)
+    assert done.returncode == 2
+    assert "GiB a process at the peak" in done.stdout
+    assert "no GPU is named (scheduling.gpuMemory)" in done.stdout
+
+
+def test_a_store_that_cannot_be_reached_still_leaves_the_estimate(tmp_path: Path) -> None:
+    done = plan(tmp_path, store__uri="s3://bucket/runs", scheduling__gpuMemory="80Gi", data__rl__maxRows=100)
+    assert done.returncode not in (0, 2)
+    assert "GPU-hours" in done.stdout
+    assert "credentials" in done.stderr
