@@ -160,7 +160,6 @@ def environment(run: RunFile, run_file: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # the kernel and Kubernetes watch memory; Ray's own watch kills workers
-        "RAY_raylet_start_wait_time_s": "120",  # 30 are too few where four times as many processes as cores start
         "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # after a kill its agents would wait a minute for a dead server
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every weight sync of layers that have no weights
