@@ -57,6 +57,13 @@ class Geometry:
         return self.kv_heads * self.head_size
 
     @property
+    def layer_shapes(self) -> Mapping[str, tuple[int, int]]:
+        """Inputs and outputs of each matrix of one decoder layer, by its name."""
+        h, kv, i = self.hidden, self.kv_width, self.intermediate
+        attention = {"q_proj": (h, h), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (h, h)}
+        return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
+
+    @property
     def layer_parameters(self) -> int:
         """Weights of one decoder layer: q and o, k and v, three biases, the gated MLP, two norms."""
         h, kv = self.hidden, self.kv_width

@@ -184,16 +184,21 @@ def training(
     b: int,
     checkpointing: bool,
     vision_trains: bool,
+    adapters: bool,
 ) -> Memory:
-    """One rank of a training at its peak: in the backward pass, or while the optimiser steps."""
-    held = 4 if sharding.stage == 0 else b  # without DeepSpeed weights are float32, cast as they are used
+    """One rank of a training at its peak: in the backward pass, or while the optimiser steps.
+
+    Beside ``adapters`` nothing has a gradient; without DeepSpeed they alone are float32, 4T more.
+    """
+    held = 4 if sharding.stage == 0 and not adapters else b  # without DeepSpeed: float32, cast as they are used
+    reduced = sharding.stage > 0 and not adapters
     activations = training_activations(
-        geometry, batch, b, checkpointing=checkpointing, vision_trains=vision_trains, reduced=sharding.stage > 0
+        geometry, batch, b, checkpointing=checkpointing, vision_trains=vision_trains, reduced=reduced
     )
     if held > b:
         activations += b * geometry.parameters  # the casts stay until the forward pass is over
     return Memory(
-        weights=weights(geometry, sharding, held),
+        weights=weights(geometry, sharding, held) + (4 * trainable if adapters and sharding.stage == 0 else 0),
         gradients=gradients(trainable, sharding, held),
         optimiser=optimiser(trainable, sharding),
         activations=max(activations, step_copy(trainable, sharding, b)),

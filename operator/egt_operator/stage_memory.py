@@ -50,7 +50,10 @@ def ranks_of(block: SFTStage | RLStage) -> int:
 
 
 def trainable_of(geometry: Geometry, block: SFTStage | RLStage) -> int:
-    """T: weights that train."""
+    """T: weights that train; of an adapter of rank r, r(in + out) in each layer."""
+    if block.lora is not None:
+        shapes = geometry.layer_shapes
+        return block.lora.rank * geometry.layers * sum(sum(shapes[name]) for name in block.lora.targets)
     return geometry.language_parameters if block.freeze_vision else geometry.parameters
 
 
@@ -94,8 +97,9 @@ def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
         batch,
         trainable=trainable_of(geometry, block),
         b=b,
-        checkpointing=room.on_gpu,
+        checkpointing=block.gradient_checkpointing,
         vision_trains=not block.freeze_vision,
+        adapters=block.lora is not None,
     )
 
 
@@ -111,6 +115,7 @@ def _rl(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
         b=2,
         checkpointing=room.on_gpu,
         vision_trains=not block.freeze_vision,
+        adapters=block.lora is not None,
     )
     return found.plus(weights=_reference(spec, geometry))
 

@@ -189,7 +189,6 @@ def environment(run: RunFile, run_file: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # the kernel and Kubernetes watch memory; Ray's own watch kills workers
-        "RAY_raylet_start_wait_time_s": "120",  # 30 are too few where four times as many processes as cores start
         "RAY_NUM_REDIS_GET_RETRIES": "90",  # every 2 s: as long, and more, other pods wait for the first one's node
         # After a kill its agents would wait a minute for a dead server; one in another pod may be silent for a moment.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "5" if run.peers.size == 1 else "60",

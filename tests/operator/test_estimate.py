@@ -42,6 +42,35 @@ def test_the_papers_run_fits_8_gpus_of_80_gib_and_not_of_40() -> None:
     assert set(refused(EGTRun.model_validate(smaller))) == {"rl"}
 
 
+@pytest.mark.parametrize(("gigabytes", "size"), [(24, "3B"), (80, "7B")])
+def test_the_profiles_for_one_gpu_fit_it_and_without_adapters_they_do_not(gigabytes: int, size: str) -> None:
+    run = load_run(PAPER.with_name(f"one-gpu-{gigabytes}gb.yaml"))
+    known = Known(PUBLISHED[f"Qwen/Qwen2.5-VL-{size}-Instruct"], "published shape")
+    assert refusals(run.spec, estimate(run, known, {})) == []
+    everything = run.model_dump(mode="json")
+    for stage in ("sft", "rl"):
+        everything["spec"][stage]["lora"] = None
+    whole = EGTRun.model_validate(everything)
+    assert {one.phase.stage for one in refusals(whole.spec, estimate(whole, known, {}))} == {"sft", "rl"}
+
+
+def test_weights_of_adapters_are_counted_as_peft_makes_them() -> None:
+    import json
+
+    from build_model import random_model
+    from egt_operator.geometry import read_config
+    from egt_operator.stage_memory import trainable_of
+    from egt_pipeline.adapters import adapted
+    from egt_pipeline.reward_model import load_model
+
+    spec = run_of(sft__lora={"rank": 3, "targets": ["k_proj", "o_proj", "down_proj"]}).spec
+    geometry = read_config(json.loads((random_model() / "config.json").read_text()))
+    assert spec.sft.lora is not None
+    model = adapted(load_model(random_model(), "float32"), spec.sft.lora, None)
+    made = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert trainable_of(geometry, spec.sft) == made
+
+
 def test_full_fine_tuning_of_7b_under_zero_2_on_one_gpu_of_24_gib_is_refused() -> None:
     said = str(refused(run_of(scheduling__gpuMemory="24Gi", sft__zeroStage=2, sft__microBatchSize=1))["sft"])
     needs = float(

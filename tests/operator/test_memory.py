@@ -83,6 +83,7 @@ def test_the_peak_of_a_step_under_deepspeed_is_never_understated_by_more_than_10
         b=2,
         checkpointing=False,
         vision_trains=False,
+        adapters=False,
     ).total
     assert 0.9 * case["peak"] <= said <= 1.3 * case["peak"]
 
@@ -104,8 +105,16 @@ def test_weights_gradients_and_adam_without_deepspeed_are_4_4_and_8_bytes_a_weig
         b=4,
         checkpointing=True,
         vision_trains=True,
+        adapters=False,
     )
     assert (found.weights, found.gradients, found.optimiser) == tuple(n * geometry.parameters for n in (4, 4, 8))
+
+
+def test_adapters_without_deepspeed_take_16_bytes_a_weight_and_what_is_frozen_2() -> None:
+    geometry, batch = PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"], MicroBatch(1, 32, 32, memory.SFT_LOGIT_BYTES)
+    shape = {"trainable": 30_000_000, "b": 2, "checkpointing": True, "vision_trains": False, "adapters": True}
+    found = memory.training(geometry, Sharding(0, 1, bucket=0), batch, **shape)
+    assert found.weights + found.gradients + found.optimiser == 2 * geometry.parameters + 16 * 30_000_000
 
 
 def test_the_cache_of_7b_takes_57344_bytes_a_token() -> None:
