@@ -182,11 +182,14 @@ def training(
     *,
     trainable: int,
     b: int,
+    held: int,
     checkpointing: bool,
     vision_trains: bool,
 ) -> Memory:
-    """One rank of a training at its peak: in the backward pass, or while the optimiser steps."""
-    held = 4 if sharding.stage == 0 else b  # without DeepSpeed weights are float32, cast as they are used
+    """One rank of a training at its peak: in the backward pass, or while the optimiser steps.
+
+    ``held`` are the bytes a weight is kept in, ``b`` those it is used in.
+    """
     activations = training_activations(
         geometry, batch, b, checkpointing=checkpointing, vision_trains=vision_trains, reduced=sharding.stage > 0
     )

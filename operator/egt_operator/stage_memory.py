@@ -94,6 +94,7 @@ def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
         batch,
         trainable=trainable_of(geometry, block),
         b=b,
+        held=b if block.zero_stage else 4,  # without DeepSpeed weights are float32, and cast as they are used
         checkpointing=room.on_gpu,
         vision_trains=not block.freeze_vision,
     )
@@ -109,6 +110,7 @@ def _rl(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
         MicroBatch(samples, length, length, memory.RL_LOGIT_BYTES, patches=4 * samples * block.max_prompt_tokens),
         trainable=trainable_of(geometry, block),
         b=2,
+        held=2,
         checkpointing=room.on_gpu,
         vision_trains=not block.freeze_vision,
     )

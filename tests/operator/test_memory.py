@@ -81,6 +81,7 @@ def test_the_peak_of_a_step_under_deepspeed_is_never_understated_by_more_than_10
         batch,
         trainable=geometry.language_parameters,
         b=2,
+        held=2,
         checkpointing=False,
         vision_trains=False,
     ).total
@@ -102,6 +103,7 @@ def test_weights_gradients_and_adam_without_deepspeed_are_4_4_and_8_bytes_a_weig
         batch,
         trainable=geometry.parameters,
         b=4,
+        held=4,
         checkpointing=True,
         vision_trains=True,
     )
