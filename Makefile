@@ -2,11 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-UV_VERSION := 0.13.8
 RUNS := runs/digits
 TEACHER_PORT := 18765
 
-.PHONY: demo test test-slow e2e lint format bench cluster lock generate clean
+# docker, podman or buildah; BUILD_OPTIONS go to its build, as --build-arg BASE=IMAGE@sha256:... does.
+BUILDER ?= docker
+BUILD_OPTIONS ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+.PHONY: demo test test-slow e2e lint format bench cluster lock generate images image-operator image-pipeline sbom clean
 
 # The whole method on real handwritten digits, from nothing to the report.
 demo: $(VENV)/.installed
@@ -30,6 +34,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/egt generate --check
+	$(BIN)/hadolint images/operator.Dockerfile images/pipeline.Dockerfile
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
@@ -47,19 +52,28 @@ cluster: $(VENV)/.installed
 generate: $(VENV)/.installed
 	$(BIN)/egt generate
 
-# Resolve the locks anew; they hold versions and hashes, never an address.
+# Resolve the locks anew; tests/test_locks.py holds them against it.
 lock: $(VENV)/.installed
-	cd requirements && ../$(BIN)/uv pip compile -q operator.in --python-version 3.11 --generate-hashes -o operator.txt
-	cd requirements && ../$(BIN)/uv pip compile -q cpu.in --override overrides.txt --python-version 3.11 --generate-hashes -o cpu.txt
-	cd requirements && ../$(BIN)/uv pip compile -q dev.in --override overrides.txt -c cpu.txt --python-version 3.11 --generate-hashes -o dev.txt
-	cd requirements && ../$(BIN)/uv pip compile -q gpu.in --override overrides.txt --python-version 3.12 --python-platform linux --generate-hashes -o gpu.txt
+	PATH="$(CURDIR)/$(BIN):$$PATH" requirements/lock.sh
 
-$(VENV)/.installed: requirements/dev.txt pyproject.toml
+# Both images; see images/README.md.
+images: image-operator image-pipeline
+
+image-operator image-pipeline: image-%:
+	$(BUILDER) build -f images/$*.Dockerfile -t egt-$*:$(VERSION) --build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_OPTIONS) .
+	$(BUILDER) images | grep -w egt-$*
+
+# A bill of materials for each image, in build/.
+sbom: $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" images/sbom.sh build
+
+$(VENV)/.installed: requirements/build.txt requirements/dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements/build.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements/dev.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --build-constraints requirements/build.txt --editable .
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build

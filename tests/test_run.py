@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from build_sweep import sweep
 from small_run import STAGES, Place, digits_place, free_port
 
 
@@ -121,3 +122,32 @@ def test_a_missing_teacher_is_an_error_that_can_be_retried(small_run: tuple[Plac
     failed = place.egt("local", "run", str(edited), check=False)
     assert failed.returncode == 69
     assert "distill" in failed.stderr
+
+
+def test_a_sweep_goes_past_a_failure_and_compares_the_rest(small_run: tuple[Place, dict[str, Any]]) -> None:
+    place, outcome = small_run
+    broken = {"curate.keep": {"topK": 100_000}}
+    arms = {"same": {}, "broken": broken, "after": {**broken, "rl.order": "shuffled"}, "sft": {"rl.enabled": False}}
+    seeds = {"fields": ["rl.seed"], "values": [0]}  # 0 is the small run's own
+    (place.folder / "grid.yaml").write_text(json.dumps(sweep(base="small.yaml", arms=arms, seeds=seeds)))
+    planned = place.egt("sweep", "plan", "grid.yaml", "-o", "json", check=False)
+    to_run = {line["arm"]: line["to_run"] for line in json.loads(planned.stdout)["runs"]}
+    assert planned.returncode == 2
+    later = ["rl", "evaluate"]
+    assert to_run == {"same": [], "broken": ["curate", *later], "after": later, "sft": ["evaluate"]}
+
+    ran = place.egt("sweep", "run", "grid.yaml", "-o", "json", check=False)
+    ends = {line["arm"]: line for line in json.loads(ran.stdout.splitlines()[-1])["runs"]}
+    assert ran.returncode == 1
+    phases = {"same": "Complete", "broken": "Failed", "after": "Blocked", "sft": "Complete"}
+    assert {arm: line["phase"] for arm, line in ends.items()} == phases
+    assert "keep.topK: 100000 samples are asked for" in ends["broken"]["message"]
+    assert "failed in grid-broken-0" in ends["after"]["message"]
+
+    found = json.loads(place.egt("sweep", "table", "grid.yaml", "-o", "json").stdout)
+    rows = {row["arm"]: row["found"].get("overall") for row in found["comparisons"][0]["rows"]}
+    scores = outcome["stages"][-1]["metrics"]
+    assert (rows["same"]["mean"], rows["sft"]["mean"]) == (scores["final.accuracy"], scores["sft.accuracy"])
+    assert (rows["broken"], rows["after"]) == (None, None)
+    assert sum(one["accuracy"]["count"] for one in found["by_entropy"][0]["bins"]) <= 120
+    assert "2 of 4 runs are evaluated" in (place.folder / "grid.html").read_text()

@@ -7,28 +7,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from egt_operator.api import EGTRun
-from egt_operator.api_parts import StoreSpec
+from egt_operator.cli_parts import CHANGES_EXIT, PROBLEMS_EXIT, OutputOption, StoreOption, is_json, open_local
 from egt_operator.estimate import estimate, prepared_metrics
 from egt_operator.fit import check_fits, refusals
 from egt_operator.geometry import geometry_of
-from egt_operator.local import LocalRun, StageOutcome, outcome, run_local, state_folder
+from egt_operator.local import LocalRun, StageOutcome, outcome, run_local
 from egt_operator.local_view import LocalView
 from egt_operator.manifest_file import load_run
 from egt_operator.plan import forecast
 from egt_operator.plan_view import print_estimate, print_plan
 from egt_operator.schema import generated_files
+from egt_operator.sweep_cli import sweep_app
 from egt_pipeline.cli import data_app, model_app
 from egt_pipeline.contract.chain import Link
 from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError
 from egt_pipeline.contract.fingerprint import missing_sources
 from egt_pipeline.contract.graph import StageName
-from egt_pipeline.contract.task import StoreRef
 
 typer_app = typer.Typer(
     name="egt",
@@ -39,15 +37,11 @@ typer_app = typer.Typer(
 )
 local_app = typer.Typer(no_args_is_help=True, help="Run a manifest on this machine, without a cluster.")
 typer_app.add_typer(local_app, name="local")
+typer_app.add_typer(sweep_app, name="sweep")
 typer_app.add_typer(data_app, name="data")
 typer_app.add_typer(model_app, name="model")
 
-_CHANGES_EXIT = 2  # as of terraform's plan -detailed-exitcode: something would run
-_PROBLEMS_EXIT = 1
-
 ManifestFile = Annotated[Path, typer.Argument(metavar="FILE", help="An EGTRun manifest (YAML).", show_default=False)]
-StoreOption = Annotated[str | None, typer.Option("--store", help="Use this store instead of spec.store.uri.")]
-OutputOption = Annotated[str, typer.Option("--output", "-o", help="text, or json for programs.", metavar="text|json")]
 
 
 @local_app.command("run")
@@ -56,8 +50,8 @@ def local_run(file: ManifestFile, store: StoreOption = None, output: OutputOptio
 
     With `-o json` the last line of standard output is one object: run, phase, stages.
     """
-    wants_json = _is_json(output)
-    local = _open(load_run(file), store)
+    wants_json = is_json(output)
+    local = open_local(load_run(file), store)
     console = Console(stderr=wants_json)
     name = local.run.metadata.name
     error: EgtError | None = None
@@ -85,9 +79,9 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
 
     Exit code 0: nothing would run; 2: something would; 64: what would run does not fit its GPUs.
     """
-    wants_json, run = _is_json(output), load_run(file)
+    wants_json, run = is_json(output), load_run(file)
     try:
-        local = _open(run, store)
+        local = open_local(run, store)
         links, found = local.chain()
     except EgtError:  # no store, no key, a damaged artifact: what the manifest alone says is still of use
         if not wants_json:
@@ -103,7 +97,7 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
             print(f"prepare will fail: {missing}", file=sys.stderr)
     check_fits(refused)
     if any(line.action == "run" for line in lines):
-        raise typer.Exit(_CHANGES_EXIT)
+        raise typer.Exit(CHANGES_EXIT)
 
 
 @typer_app.command("verify")
@@ -119,8 +113,8 @@ def verify(
     from egt_pipeline.store import open_store
     from egt_pipeline.verify import verify_chain
 
-    wants_json = _is_json(output)
-    local = _open(load_run(file), store)
+    wants_json = is_json(output)
+    local = open_local(load_run(file), store)
     opened = open_store(local.store)
     results = list(verify_chain(_links(local), opened))
     if wants_json:
@@ -143,7 +137,7 @@ def verify(
             opened.withdraw(result.stage, result.digest)
             print(f"{result.stage}: withdrawn", file=sys.stderr)
     if any(result.problems or result.missing for result in results):
-        raise typer.Exit(_PROBLEMS_EXIT)
+        raise typer.Exit(PROBLEMS_EXIT)
 
 
 @typer_app.command("report")
@@ -159,7 +153,7 @@ def report(
     from egt_pipeline.report import build_report
     from egt_pipeline.store import open_store
 
-    local = _open(load_run(file), store)
+    local = open_local(load_run(file), store)
     _, found = local.chain()
     if not found:
         raise TaskError(f"{file}: nothing of this run is published yet; start it with `egt local run {file}`")
@@ -189,27 +183,11 @@ def generate(
     if check:
         for path in stale:
             print(f"{path}: not current; run `egt generate`", file=sys.stderr)
-        raise typer.Exit(_PROBLEMS_EXIT if stale else 0)
+        raise typer.Exit(PROBLEMS_EXIT if stale else 0)
     for path in stale:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(generated_files()[path])
         print(f"wrote {path}")
-
-
-def _is_json(output: str) -> bool:
-    if output not in ("text", "json"):
-        raise typer.BadParameter(f"{output!r} is neither text nor json", param_hint="--output")
-    return output == "json"
-
-
-def _open(run: EGTRun, store: str | None) -> LocalRun:
-    from egt_pipeline.remote_sources import source_fingerprint
-    from egt_pipeline.store import open_store
-
-    ref = store_ref(run, store)
-    opened = open_store(ref)
-    state = state_folder(ref, run.metadata.name)
-    return LocalRun(run, ref, state, opened.manifest, lambda recipe: source_fingerprint(recipe, ref))
 
 
 def _links(local: LocalRun) -> dict[StageName, Link]:
@@ -218,18 +196,6 @@ def _links(local: LocalRun) -> dict[StageName, Link]:
         return local.links()
     except ArtifactError:
         return replace(local, lookup=lambda _stage, _digest: None).links()
-
-
-def store_ref(run: EGTRun, override: str | None) -> StoreRef:
-    """The store of a run as stages see it; a plain path becomes an absolute file:// URI."""
-    spec = run.spec.store
-    try:
-        uri = StoreSpec(uri=override).uri if override else spec.uri
-    except ValidationError as error:
-        raise TaskError(f"--store: {str(error.errors()[0]['ctx']['error']).removeprefix('uri: ')}") from None
-    if "://" not in uri:
-        uri = f"file://{Path(uri).resolve()}"
-    return StoreRef(uri=uri, endpoint=spec.endpoint, region=spec.region, ca_file=spec.ca_file)
 
 
 def app() -> Any:

@@ -1,9 +1,9 @@
-"""A manifest file becomes an EGTRun, or one error that says everything that is wrong with it, line by line."""
+"""A file becomes an EGTRun (or another kind), or one error that says everything that is wrong with it, line by line."""
 
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -12,6 +12,7 @@ from yaml.nodes import MappingNode, Node, SequenceNode
 
 from egt_operator.api import EGTRun
 from egt_operator.schema_rules import inner_models
+from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.errors import TaskError
 
 MAX_BYTES = 2**17  # a manifest has a few KiB; the densest YAML of this size takes the parser two seconds
@@ -20,6 +21,7 @@ _SHOWN = 80  # characters of a value that a message repeats
 _LISTED = 20  # errors: what a terminal shows without scrolling
 
 Location = Sequence[int | str]
+Kind = TypeVar("Kind", bound=Recipe)
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,6 +55,11 @@ class _Loader(yaml.SafeLoader):
 
 def load_run(path: Path) -> EGTRun:
     """The run that the YAML file at ``path`` holds. Raises TaskError with one line for everything that is wrong."""
+    return load(path, EGTRun)
+
+
+def load(path: Path, kind: type[Kind]) -> Kind:
+    """The object that the YAML file at ``path`` holds, as ``load_run``."""
     text = _read(path)
     try:
         loader = _Loader(text)
@@ -61,17 +68,17 @@ def load_run(path: Path) -> EGTRun:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         several = isinstance(error, yaml.composer.ComposerError) and "single document" in str(error.context)
-        problem = "holds several documents; one file holds one EGTRun" if several else str(error.problem)
+        problem = f"holds several documents; one file holds one {kind.__name__}" if several else str(error.problem)
         raise TaskError(f"{path}{line}: {problem}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or a date that Python cannot hold
         raise TaskError(f"{path}: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict) or not isinstance(node, MappingNode):
-        raise TaskError(f"{path}: holds no EGTRun; a manifest starts with apiVersion, kind, metadata and spec")
+        raise TaskError(f"{path}: holds no {kind.__name__}; its file starts with apiVersion, kind and metadata")
     try:
-        return EGTRun.model_validate(data, by_alias=True, by_name=False)
+        return kind.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
         wrong = error.errors()
-        lines = [f"{path}:{_line(node, details['loc'])}: {_say(details)}" for details in wrong[:_LISTED]]
+        lines = [f"{path}:{_line(node, details['loc'])}: {say(details, kind)}" for details in wrong[:_LISTED]]
         rest = [f"{path}: and {len(wrong) - _LISTED} more"] if len(wrong) > _LISTED else []
         raise TaskError("\n".join(lines + rest)) from None
 
@@ -105,16 +112,16 @@ def _line(node: Node, location: Location) -> int:
     return line + 1
 
 
-def _say(details: ErrorDetails) -> str:
-    """One error for people: the field, the value seen, and what would be accepted."""
+def say(details: ErrorDetails, kind: type[BaseModel]) -> str:
+    """One error about an object of a kind, for people: the field, the value seen, and what would be accepted."""
     location, value = details["loc"], _shown(details["input"])
     path = _path(location)
     context = details.get("ctx", {})
     match details["type"]:
         case "missing":
-            return f"{path}: is missing{_purpose(location)}"
+            return f"{path}: is missing{_purpose(location, kind)}"
         case "extra_forbidden":
-            return f"{path}: is no field here; {_nearest(location)}"
+            return f"{path}: is no field here; {_nearest(location, kind)}"
         case "literal_error" | "enum":
             return f"{path}: {value} is not accepted; it must be {context['expected']}"
         case "value_error":
@@ -125,10 +132,10 @@ def _say(details: ErrorDetails) -> str:
 def _own_words(path: str, message: str) -> str:
     """Our validators start with the field they mean, seen from the object they stand in, or from spec."""
     field, colon, _ = message.partition(": ")
+    if not path or field.startswith("spec."):
+        return message
     if not colon or " " in field:
         return f"{path}: {message}"
-    if field.startswith("spec."):
-        return message
     return f"{path.removesuffix('.' + field.split('.')[0])}.{message}"
 
 
@@ -141,23 +148,22 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}.."
 
 
-def _nearest(location: Location) -> str:
-    model = _model_at(location[:-1])
+def _nearest(location: Location, kind: type[BaseModel]) -> str:
+    model = _model_at(location[:-1], kind)
     known = [field.alias or name for name, field in model.model_fields.items()] if model else []
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
 
 
-def _purpose(location: Location) -> str:
-    model = _model_at(location[:-1])
+def _purpose(location: Location, kind: type[BaseModel]) -> str:
+    model = _model_at(location[:-1], kind)
     fields = model.model_fields.items() if model else ()
     text = next((field.description for name, field in fields if (field.alias or name) == location[-1]), None)
     return f"; {text}" if text else ""
 
 
-def _model_at(location: Location) -> type[BaseModel] | None:
-    """The type of the object at a location; None inside a map."""
-    model: type[BaseModel] = EGTRun
+def _model_at(location: Location, model: type[BaseModel]) -> type[BaseModel] | None:
+    """The type of the object at a location in a ``model``; None inside a map."""
     for step in location:
         if isinstance(step, int):
             continue

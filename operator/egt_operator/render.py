@@ -157,7 +157,8 @@ def _container(run: EGTRun, task: TaskFile, settings: Settings) -> dict[str, Any
         "name": CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": ["python", "-m", "egt_pipeline", str(stage), "--task", f"{TASK_FOLDER}/task.json"],
+        # No command: the entry point is the image's, an init process among it that reaps what a stage leaves behind.
+        "args": [str(stage), "--task", f"{TASK_FOLDER}/task.json"],
         "env": _environment(run, task),
         "resources": _resources(run.spec.stage(stage).resources, gpus_of(run, stage)),
         "volumeMounts": _mounts(run),

@@ -14,7 +14,7 @@ from egt_operator import api
 from egt_operator.api_parts import DNS_LABEL, NAME_LENGTH
 from egt_operator.api_status import EGTRunStatus
 from egt_operator.chart import rules, values_markdown, values_schema
-from egt_operator.schema_docs import as_json, editor_schema, reference_markdown
+from egt_operator.schema_docs import as_json, editor_schema, reference_markdown, sweep_schema
 from egt_operator.schema_rules import RULES, freeze, inner_models, root_rules, spec_rules
 
 Schema = dict[str, Any]
@@ -77,6 +77,7 @@ def generated_files() -> dict[str, str]:
         "crds/egtruns.yaml": head + yaml.dump(crd(), Dumper=_WithoutAliases, sort_keys=False, width=120),
         "crds/README.md": note + reference_markdown(run_schema()),
         "crds/egtrun.schema.json": as_json(editor_schema()),
+        "crds/egtsweep.schema.json": as_json(sweep_schema()),
         # The chart's copies: Helm reads no file outside of a chart.
         "charts/egt-operator/files/egtruns.yaml": head + yaml.dump(crd(), Dumper=_WithoutAliases, sort_keys=False),
         "charts/egt-operator/files/rules.yaml": head + yaml.safe_dump(rules(), sort_keys=False),

@@ -7,9 +7,11 @@ from typing import Any
 from egt_operator import api
 from egt_operator.api_status import EGTRunStatus
 from egt_operator.schema_rules import is_frozen_rule
+from egt_operator.sweep_file import EGTSweep
 
 Schema = Mapping[str, Any]
 
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _INTRODUCTION = """\
 # EGTRun: field reference
 
@@ -27,7 +29,12 @@ def editor_schema() -> dict[str, Any]:
     del schema["properties"]["status"]
     for unused in (EGTRunStatus.__name__, *EGTRunStatus.model_json_schema()["$defs"]):
         del schema["$defs"][unused]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": _DRAFT, **schema}
+
+
+def sweep_schema() -> dict[str, Any]:
+    """The JSON schema of a sweep file."""
+    return {"$schema": _DRAFT, **EGTSweep.model_json_schema(by_alias=True)}
 
 
 def reference_markdown(run: Schema) -> str:

@@ -42,16 +42,7 @@ def build_report(
     A stage that is not published has no part of its own, and the page says so.
     """
     run = Run(manifests, folders, truth)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("egt_pipeline", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "number": _number, "interval": _interval}
-    page = environment.get_template("report.html.j2")
-    return page.render(
+    return page("report.html.j2").render(
         title=title,
         run=run,
         stages=[manifests[stage.name] for stage in STAGES if stage.name in manifests],
@@ -61,6 +52,19 @@ def build_report(
         **_training(run),
         **_selection(run),
     )
+
+
+def page(name: str) -> jinja2.Template:
+    """A template of this package, with the filters that pages share."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("egt_pipeline", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "number": _number, "interval": _interval}
+    return environment.get_template(name)
 
 
 def _training(run: Run) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from node_api import Object
 from node_pod import now
 from pod_files import PodFiles, expanded, quantity
+from pod_image import PodImage
 
 MAIN = Path(__file__).parent / "container_main.py"
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
@@ -22,9 +23,7 @@ BURIAL_TRIES = 100
 class Container:
     """A container that runs once; a restart is another."""
 
-    def __init__(
-        self, files: PodFiles, box: Object, number: int, environment: dict[str, str], image_paths: list[str]
-    ) -> None:
+    def __init__(self, files: PodFiles, box: Object, number: int, environment: dict[str, str], image: PodImage) -> None:
         pod = files.pod
         self.box = box
         self.folder = files.folder / f"{box['name']}-{number}"
@@ -37,16 +36,18 @@ class Container:
         self.group = self._memory_group(f"egt-{pod.uid}-{box['name']}-{number}")
         security = {**pod.object["spec"].get("securityContext", {}), **box.get("securityContext", {})}
         user = security.get("runAsUser", 0)
+        command = [*box.get("command", image.entrypoint), *box.get("args", [])]
         told = {
             "folder": str(self.folder),
+            "root": str(image.root),
             "hostname": pod.name[:63],
-            "command": [expanded(part, environment) for part in [*box["command"], *box.get("args", [])]],
+            "command": [expanded(part, environment) for part in command],
             "environment": {"HOSTNAME": pod.name[:63], **environment},
             "directory": box.get("workingDir", "/"),
-            "image_paths": image_paths,
+            "shown": image.shown,
             "mounts": [
                 *files.mounts(box),
-                *((path, path, True) for path in image_paths),
+                *((path, path, True) for path in image.shown),
                 (str(files.folder / "hosts"), "/etc/hosts", False),
                 (str(self.message), box.get("terminationMessagePath", "/dev/termination-log"), False),
             ],

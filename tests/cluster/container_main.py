@@ -49,7 +49,7 @@ def bind(source: Path, target: Path, read_only: bool) -> None:
 
 
 def make_root(box: dict[str, Any]) -> Path:
-    """The container's file system: the host's own, with a layer above that takes all writes, and the volumes."""
+    """The container's file system: that of its image, with a layer above that takes all writes, and the volumes."""
     base = Path(box["folder"]) / "layers"
     base.mkdir()
     mount("none", Path("/"), None, REC | PRIVATE)
@@ -57,9 +57,9 @@ def make_root(box: dict[str, Any]) -> Path:
     upper, work, root = base / "upper", base / "work", base / "root"
     for folder in (upper, work, root):
         folder.mkdir()
-    mount("overlay", root, "overlay", 0, f"lowerdir=/,upperdir={upper},workdir={work}")
-    for image in box["image_paths"]:
-        let_others_pass(root, Path(image))
+    mount("overlay", root, "overlay", 0, f"lowerdir={box['root']},upperdir={upper},workdir={work}")
+    for path in box["shown"]:
+        let_others_pass(root, Path(path))
     make_devices(root / "dev")
     mount("/sys", root / "sys", None, BIND | REC)
     for source, target, read_only in box["mounts"]:
@@ -69,10 +69,11 @@ def make_root(box: dict[str, Any]) -> Path:
     return root
 
 
-def let_others_pass(root: Path, image: Path) -> None:
-    """Users of the container may enter every folder on the way to what stands for its image."""
-    for folder in image.parents:
+def let_others_pass(root: Path, shown: Path) -> None:
+    """Users of the container may enter every folder on the way to what it sees of this machine."""
+    for folder in shown.parents:
         inside = root / str(folder).lstrip("/")
+        inside.mkdir(parents=True, exist_ok=True)
         if not inside.stat().st_mode & stat.S_IXOTH:
             inside.chmod(inside.stat().st_mode | stat.S_IXOTH)
 

@@ -143,13 +143,12 @@ class BoxRun:
         run, box = self.run_of_pod, self.box
         if NO_REGISTRY in box["image"]:
             raise WaitingError("ImagePullBackOff", f'Back-off pulling image "{box["image"]}": no such host')
-        if "command" not in box:
-            raise RuntimeError(f"images are ignored here: container {box['name']} needs a command")
-        environment = await run.files.environment(box, run.pods.image)
+        image = run.pods.image_of(box["image"])
+        environment = await run.files.environment(box, image.environment)
         if "readinessProbe" in box:
             # A server: it listens on its pod's address only. The ranks of a job rather find each other on loopback.
             environment |= {"LD_PRELOAD": str(run.pods.shim), "POD_ADDRESS": run.pod.address}
-        return Container(run.files, box, self.restarts, environment, run.pods.image_paths)
+        return Container(run.files, box, self.restarts, environment, image)
 
     async def follow_readiness(self, container: Container) -> None:
         """The container's status says that it runs, and whether its readiness probe answers."""

@@ -1,7 +1,7 @@
 """Process mode: each container of a pod is a local process with its own mounts, processes, user and memory limit.
 
-It is no container runtime: images are ignored (a pod sees the host's file system and this checkout's interpreter),
-pods share the host's network, and disk sizes and CPU limits are not enforced. Needs root.
+It is no container runtime: an image is a folder, and for every name without one the host's file system with this
+checkout's interpreter; pods share the host's network; disk sizes and CPU limits are not enforced. Needs root.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -22,11 +22,11 @@ from node_agent import NodeAgent
 from node_api import Object
 from node_pod import NodePod
 from pod_files import PodFiles, host_names, write_in_place
+from pod_image import PodImage, checkout_image
 from pod_run import PodRun
 from s3_server import free_port
 
 HERE = Path(__file__).parent
-CHECKOUT = HERE.parents[1]
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 
 
@@ -60,9 +60,9 @@ def claim_network() -> tuple[int, socket.socket]:
 
 
 class ProcessPods:
-    """A runtime for nodes of ``plane``; ``variables`` are those that the image would set."""
+    """A runtime for nodes of ``plane``; ``images`` it knows by name, every other is this checkout."""
 
-    def __init__(self, plane: ControlPlane, variables: dict[str, str] | None = None) -> None:
+    def __init__(self, plane: ControlPlane, images: dict[str, PodImage] | None = None) -> None:
         assert plane.authority, "logs are served with a certificate of the control plane's own authority"
         plane.authority.issue("kubelet", "kubelet")
         folder, server = plane.folder, yaml.safe_load(plane.kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
@@ -71,11 +71,8 @@ class ProcessPods:
         self.shim = folder / "bind_shim.so"
         subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", self.shim, HERE / "bind_shim.c", "-ldl"], check=True)
         host, port = server.removeprefix("https://").split(":")
-        self.image = {
-            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", "HOME": "/",
-            "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, **(variables or {}),
-        }  # fmt: skip
-        self.image_paths = sorted({str(CHECKOUT), sys.prefix, str(Path(sys.base_prefix)), str(self.shim)})
+        self._given = {"HOME": "/", "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+        self._images = images or {}
         self.services: dict[str, Object] = {}
         self.running: dict[str, PodRun] = {}
         self._watch: asyncio.Task[None]
@@ -96,6 +93,11 @@ class ProcessPods:
         self._claim.close()
         for pod in self.agent.pods.values():
             self.forget(pod)
+
+    def image_of(self, name: str) -> PodImage:
+        """What a container of the image starts from, with what a kubelet adds to its variables."""
+        found = self._images.get(name) or checkout_image()
+        return replace(found, environment=found.environment | self._given, shown=[*found.shown, str(self.shim)])
 
     def see_service(self, event: str, service: Object) -> None:
         if event == "LISTED":

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from build_manifest import manifest
 from egt_operator.api import EGTRun, EGTRunSpec
 from egt_operator.schema import MAX_STRING, crd, generated_files, run_schema, structural
-from egt_operator.schema_docs import editor_schema
+from egt_operator.schema_docs import editor_schema, sweep_schema
 from egt_operator.schema_rules import is_frozen_rule, required_stages
 from egt_pipeline.contract.base import Placement
 from egt_pipeline.contract.graph import STAGES
@@ -214,3 +214,13 @@ def test_an_editor_accepts_the_examples_and_marks_a_mistyped_field() -> None:
     document["spec"]["sft"]["lerningRate"] = 1
     assert ["lerningRate" in error.message for error in validator.iter_errors(document)] == [True]
     assert "status" not in schema["properties"]
+
+
+def test_an_editor_accepts_the_sweeps_and_marks_a_mistyped_field() -> None:
+    schema = sweep_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    document = yaml.safe_load((ROOT / "crds/examples/sweeps/digits.yaml").read_text())
+    assert not list(validator.iter_errors(document))
+    document["arm"] = {}
+    assert ["'arm' was unexpected" in error.message for error in validator.iter_errors(document)] == [True]

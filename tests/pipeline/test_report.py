@@ -1,7 +1,6 @@
 """The page of a run: what it says, what it escapes, and that it needs nothing but itself."""
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from egt_pipeline.contract.recipes import CurateRecipe
 from egt_pipeline.metrics import wilson
 from egt_pipeline.report import build_report
 from egt_pipeline.report_data import Run
+from page_elements import Elements
 
 
 @pytest.fixture(scope="module")
@@ -28,32 +28,6 @@ def made(tmp_path_factory):
 def page(made):
     folders, manifests, truth = made
     return build_report(manifests, folders, truth, "made-up")
-
-
-class Elements(HTMLParser):
-    """The tags of a page that are left open, and what it would load."""
-
-    VOID = ("meta", "img", "br", "path", "use", "rect", "link")
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
-        self.sources: set[str] = set()
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in self.VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "xlink:href"):
-                self.loads.append(value)
-            if name == "data-source":
-                self.sources.add(value)
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
 
 
 def test_the_page_is_well_formed_and_loads_nothing_from_outside(page):

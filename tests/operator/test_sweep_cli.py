@@ -1,0 +1,59 @@
+"""The verbs of ``egt sweep`` that start nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from build_manifest import manifest
+from build_sweep import sweep, write_sweep
+from egt_operator.manifest_file import load_run
+from egt_operator.sweep_cli import sweep_app
+from egt_pipeline.contract.errors import TaskError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A sweep whose sources do not exist yet."""
+    base = manifest(store={"uri": str(tmp_path / "store")}, data__rl__source=str(tmp_path / "absent.jsonl"))
+    return write_sweep(tmp_path, sweep(), base)
+
+
+def test_manifests_are_runs_of_their_own_in_folders_to_apply_in_turn(file: Path, tmp_path: Path) -> None:
+    said = CliRunner().invoke(
+        sweep_app, ["manifests", str(file), "--out", str(tmp_path / "out")], catch_exceptions=False
+    )
+    paths = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.yaml"))
+    assert [str(path) for path in paths] == [
+        "1/grid-low-0.yaml",
+        "2/grid-high-0.yaml",
+        "2/grid-high-1.yaml",
+        "2/grid-low-1.yaml",
+    ]
+    assert load_run(tmp_path / "out" / paths[1]).spec.curate.keep.band == "high"
+    assert said.stdout.count("kubectl apply") == 2
+    assert not (tmp_path / "store").exists(), "neither store nor sources are needed"
+
+
+def test_manifests_are_not_laid_over_those_of_another_sweep(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.yaml").touch()
+    with pytest.raises(TaskError, match=r"--out: .*out is not empty"):
+        CliRunner().invoke(sweep_app, ["manifests", str(file), "--out", str(tmp_path / "out")], catch_exceptions=False)
+
+
+def test_plan_counts_what_is_shared_before_anything_has_run_and_says_what_is_missing(file: Path) -> None:
+    said = CliRunner().invoke(sweep_app, ["plan", str(file), "-o", "json"], catch_exceptions=False)
+    found = json.loads(said.stdout)
+    assert said.exit_code == 2
+    assert {one["stage"]: one["to_run"] for one in found["stages"]} == {
+        "prepare": 1, "distill": 1, "sft": 1, "probe": 1, "curate": 2, "rl": 4, "evaluate": 4,
+    }  # fmt: skip
+    assert [len(line["to_run"]) for line in found["runs"]] == [7, 3, 2, 2]
+    assert said.stderr.count("spec.data.rl.source") == 1
+
+
+def test_a_table_of_nothing_is_refused_with_what_to_do(file: Path) -> None:
+    with pytest.raises(TaskError, match=r"no run of this sweep is evaluated yet; start it with `egt sweep run"):
+        CliRunner().invoke(sweep_app, ["table", str(file)], catch_exceptions=False)
