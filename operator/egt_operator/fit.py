@@ -15,13 +15,16 @@ from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import StageName
 
 GIB = 2**30
-# What may be changed, the harmless first: results stay the same, then nearly, then samples are lost.
+# What may be changed; at the same price the first goes first.
 _KNOBS = {
     StageName.SFT: ("micro_batch_size", "zero_stage", "processes", "max_length"),
     StageName.RL: ("micro_batch_size", "zero_stage", "processes", "max_new_tokens", "max_prompt_tokens"),
     StageName.PROBE: ("batch_size", "max_new_tokens"),
     StageName.EVALUATE: ("batch_size", "max_new_tokens"),
 }
+# What one step of a knob costs: nothing but time, twice the GPUs, or samples.
+_PRICES = {"micro_batch_size": 1, "batch_size": 1, "zero_stage": 1, "processes": 2}
+_PRICE_OF_SAMPLES = 3
 _GROWING = ("processes", "zero_stage")
 _MOST_PROCESSES = 64  # more than that is a decision about the cluster, not a setting
 _SHORTEST = 512  # tokens: below, hardly a sample is left
@@ -66,20 +69,26 @@ def check_fits(refused: Sequence[Refusal]) -> None:
 
 
 def settings_that_fit(spec: EGTRunSpec, stage: StageName, geometry: Geometry, gpu_bytes: int) -> dict[str, int]:
-    """The fewest changes of the stage, and the smallest of them, with which all its phases fit; empty: none do."""
+    """The cheapest changes of the stage with which all its phases fit; empty: none do."""
     block, room = spec.stage(stage), Room(on_gpu=True, gpu_bytes=gpu_bytes)
-    knobs = {knob: list(_values(knob, getattr(block, knob))) for knob in _KNOBS[stage]}
+    for settings in _cheapest_first({knob: list(_values(knob, getattr(block, knob))) for knob in _KNOBS[stage]}):
+        other = _changed(spec, stage, settings)
+        phases = phases_of(other, stage, geometry, room) if other else []
+        if phases and all(phase.needs <= gpu_bytes for phase in phases):
+            return settings
+    return {}
+
+
+def _cheapest_first(knobs: dict[str, list[int]]) -> list[dict[str, int]]:
+    """Every combination of up to three knobs, each at every value, by what their steps cost together."""
+    found = []
     for count in range(1, _CHANGED_AT_ONCE + 1):
         for chosen in combinations(knobs, count):
-            # Sums of places: every knob moves a little before one moves a lot.
-            tries = sorted(product(*(range(len(knobs[knob])) for knob in chosen)), key=sum)
-            for places in tries:
-                settings = {knob: knobs[knob][place] for knob, place in zip(chosen, places, strict=True)}
-                other = _changed(spec, stage, settings)
-                phases = phases_of(other, stage, geometry, room) if other else []
-                if phases and all(phase.needs <= gpu_bytes for phase in phases):
-                    return settings
-    return {}
+            for places in product(*(range(len(knobs[knob])) for knob in chosen)):
+                moves = list(zip(chosen, places, strict=True))
+                price = sum(_PRICES.get(knob, _PRICE_OF_SAMPLES) * (place + 1) for knob, place in moves)
+                found.append((price, {knob: knobs[knob][place] for knob, place in moves}))
+    return [settings for _, settings in sorted(found, key=lambda one: one[0])]
 
 
 def _values(knob: str, now: int) -> Iterator[int]:
