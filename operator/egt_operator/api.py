@@ -26,6 +26,7 @@ from egt_pipeline.contract.recipes import (
     RLRecipe,
     SFTRecipe,
 )
+from egt_pipeline.contract.tracking import Tracking
 
 GROUP = "egt.dev"
 VERSION = "v1alpha1"
@@ -162,6 +163,8 @@ class EGTRunSpec(Recipe):
     """Which kind of job a stage becomes."""
     managed_by: Literal["egt.dev/operator", "kueue.x-k8s.io/multikueue"] = "egt.dev/operator"
     """Who reconciles the run; the operator leaves a run alone that is managed by another."""
+    tracking: Annotated[Tracking | None, Placement] = None
+    """Where the figures of sft and rl are shown besides TensorBoard, whose files are always written."""
     suspend: Annotated[bool, Placement] = False
     """true stops the run after its checkpoints; false goes on from them."""
     suspend_policy: Annotated[Literal["Immediate", "AfterStage"], Placement] = "Immediate"

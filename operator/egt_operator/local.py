@@ -180,6 +180,7 @@ def _task_file(local: LocalRun, link: Link, attempt: int, folder: Path) -> TaskF
         attempt=attempt,
         workers=getattr(block, "workers", 1),
         processes=getattr(block, "processes", 1),
+        tracking=local.run.spec.tracking,
         run_recipes=all_recipes if link.stage is StageName.PREPARE else {},
         scratch=str(folder / "scratch"),
         summary_path=str(folder / "summary-{worker}.json"),

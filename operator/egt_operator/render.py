@@ -186,6 +186,9 @@ def _environment(run: EGTRun, task: TaskFile) -> list[dict[str, Any]]:
     for endpoint in _endpoints(run, task.stage):
         if endpoint.api_key_secret:
             found.append(_from_secret(endpoint.api_key_env, endpoint.api_key_secret))
+    tracking = run.spec.tracking
+    if tracking and tracking.api_key_secret and task.stage in (StageName.SFT, StageName.RL):
+        found.append(_from_secret(tracking.key_variable, tracking.api_key_secret))
     return found
 
 

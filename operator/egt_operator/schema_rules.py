@@ -15,6 +15,7 @@ from egt_pipeline.contract.data import DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import STAGES, StageName, inputs_of
 from egt_pipeline.contract.recipes import Keep
+from egt_pipeline.contract.tracking import Tracking
 
 Rule = dict[str, Any]
 
@@ -46,6 +47,12 @@ RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
             "teacher: is missing; name {model, baseUrl}, or set distill.enabled: false",
         ),
     ),
+    Tracking: (
+        _rule("self.service == 'wandb' || self.offline || has(self.address)", "address: is missing; or offline: true"),
+        _rule(
+            "!self.offline || !has(self.address)", "address: is not accepted with offline: true, which sends nothing"
+        ),
+    ),
     api_parts.StoreSpec: (
         _rule("self.uri.matches('^s3://[^/]')", "in a cluster the store is s3://bucket/prefix", ".uri"),
         _rule("!has(self.caFile)", "caFile: pods do not see files of your machine; use caSecret"),
@@ -58,6 +65,7 @@ def spec_rules() -> list[Rule]:
     return [
         *_graph_rules(),
         *_batch_rules(),
+        *_adapter_rules(),
         _rule(
             "!self.evaluate.enabled || self.data.evaluate.size() > 0",
             "data.evaluate: is empty; name a held-out source, or set evaluate.enabled: false",
@@ -152,6 +160,17 @@ def _batch_rules() -> list[Rule]:
             f"self.{name}.batchSize % (self.{name}.microBatchSize * self.{name}.processes) == 0",
             "is no multiple of microBatchSize x processes",
             f".{name}.batchSize",
+        )
+        for name in (StageName.SFT, StageName.RL)
+    ]
+
+
+def _adapter_rules() -> list[Rule]:
+    return [
+        _rule(
+            f"!has(self.{name}.lora) || self.{name}.freezeVision",
+            "false is not accepted with lora, whose adapters are in the language model",
+            f".{name}.freezeVision",
         )
         for name in (StageName.SFT, StageName.RL)
     ]

@@ -34,6 +34,7 @@ def task_of(run: EGTRun, stage: StageStatus, links: Mapping[StageName, Link], se
         workers=pods_of(run, stage.name),
         processes=getattr(run.spec.stage(stage.name), "processes", 1),
         grace_seconds=settings.grace_seconds,
+        tracking=run.spec.tracking,
         run_recipes={name: _dump(recipe) for name, recipe in run.recipes.items()} if prepare else {},
         scratch=f"{SCRATCH}/work",
         summary_path=SUMMARY,

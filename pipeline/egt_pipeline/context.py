@@ -7,6 +7,7 @@ from typing import Protocol
 
 from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError
 from egt_pipeline.contract.task import InputRef, Metric, Progress
+from egt_pipeline.contract.tracking import Tracking
 
 BROUGHT = "sources"  # below the scratch folder: local copies of sources that lie elsewhere
 
@@ -47,6 +48,8 @@ class Context:
     progress: Callable[[Progress], None] = field(default=lambda _: None)
     grace_seconds: float = 20.0  # from the request to stop to the end by force
     stopping: Callable[[], bool] = field(default=lambda: False)
+    name: str = "egt"  # of the attempt, for people: <run>-<stage>-a<attempt>
+    tracking: Tracking | None = None
 
     def fetch_committed(self, name: str, target: Path) -> bool:
         """As ``work.fetch``; raises EgtError for what is damaged and removes it, so the next attempt makes it again."""

@@ -101,6 +101,8 @@ def _context(
         progress=progress,
         grace_seconds=task.grace_seconds,
         stopping=stopping,
+        name=f"{task.run}-{task.stage}-a{task.attempt}",
+        tracking=task.tracking,
     )
 
 

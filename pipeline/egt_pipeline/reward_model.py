@@ -58,7 +58,7 @@ def load_processor(folder: Path) -> Any:
 
 
 def load_model(folder: Path, precision: str) -> Any:
-    """The model in ``folder`` with weights of type ``precision`` ("float32" or "bfloat16"), on the CPU.
+    """The model in ``folder`` with weights of type ``precision`` (float32, bfloat16, or auto: as stored), on the CPU.
 
     Raises ArtifactError if it has no safetensors, TaskError if its architecture is another.
     """
@@ -69,7 +69,7 @@ def load_model(folder: Path, precision: str) -> Any:
         raise ArtifactError(f"{folder}: holds no *.safetensors; weights in any other format are not read")
     model = AutoModelForImageTextToText.from_pretrained(
         folder,
-        dtype=getattr(torch, precision),
+        dtype=precision if precision == "auto" else getattr(torch, precision),
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,

@@ -121,23 +121,23 @@ def rewards_table(records: Sequence[StepRecord]) -> pa.Table:
 
 def losses_table(records: Sequence[StepRecord]) -> pa.Table:
     """losses.parquet: one row an optimiser step."""
-    rows = [
-        {
-            "step": record.step,
-            "policy_loss": record.sums["loss"],
-            "grad_norm": record.grad_norm,
-            "clipped_share": record.share("clipped"),
-            "ppo_clip_share": record.share("ppo_clipped"),
-            "filtered_share": _filtered_share(record),
-            "response_length": record.mean("response_tokens"),
-            "reward": record.mean("reward"),
-            "accuracy": record.mean("accuracy"),
-            "kl": record.mean("kl"),
-            "rollout_gap": record.share("rollout_gap"),
-        }
-        for record in records
-    ]
-    return pa.Table.from_pylist(rows)
+    return pa.Table.from_pylist([{"step": record.step, **figures_of(record)} for record in records])
+
+
+def figures_of(record: StepRecord) -> dict[str, float]:
+    """The figures of one step by name."""
+    return {
+        "policy_loss": record.sums["loss"],
+        "grad_norm": record.grad_norm,
+        "clipped_share": record.share("clipped"),
+        "ppo_clip_share": record.share("ppo_clipped"),
+        "filtered_share": _filtered_share(record),
+        "response_length": record.mean("response_tokens"),
+        "reward": record.mean("reward"),
+        "accuracy": record.mean("accuracy"),
+        "kl": record.mean("kl"),
+        "rollout_gap": record.share("rollout_gap"),
+    }
 
 
 def _filtered_share(record: StepRecord) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from egt_pipeline.contract.recipes import RLRecipe
 from egt_pipeline.contract.task import Record
+from egt_pipeline.contract.training import LoRA
 from egt_pipeline.curriculum import PlannedStep
 from egt_pipeline.deepspeed_checkpoints import WEIGHTS_ONLY
 
@@ -14,7 +15,7 @@ _AGENT = Path(__file__).parent / "openrlhf_entry" / "agent.py"
 
 
 class RunFile(Record):
-    """One RL run. ``folder`` takes records, checkpoints and logs; ``output`` takes the trained model."""
+    """One RL run. ``folder`` takes records, checkpoints and logs; ``output`` takes the trained model or adapter."""
 
     recipe: RLRecipe
     steps: tuple[PlannedStep, ...]
@@ -79,7 +80,12 @@ def _method(recipe: RLRecipe) -> list[str]:
         "--ds.param_dtype=bf16",
         f"--train.seed={recipe.seed}",
     ]
-    return [*flags, "--actor.freeze_visual_encoder"] if recipe.freeze_vision else flags
+    frozen = ["--actor.freeze_visual_encoder"] if recipe.freeze_vision else []
+    return [*flags, *frozen, *(_adapters(recipe.lora) if recipe.lora else [])]
+
+
+def _adapters(lora: LoRA) -> list[str]:
+    return [f"--ds.lora.rank={lora.rank}", f"--ds.lora.alpha={lora.alpha}", f"--ds.lora.dropout={lora.dropout}"]
 
 
 def _batches(run: RunFile) -> list[str]:
@@ -154,6 +160,7 @@ def environment(run: RunFile, run_file: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # the kernel and Kubernetes watch memory; Ray's own watch kills workers
+        "RAY_raylet_start_wait_time_s": "120",  # 30 are too few where four times as many processes as cores start
         "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # after a kill its agents would wait a minute for a dead server
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every weight sync of layers that have no weights

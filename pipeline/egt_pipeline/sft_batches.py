@@ -56,11 +56,16 @@ def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Shares:
-    """How a batch is divided: every process takes every n-th sample, in micro-batches of at most ``micro_batch``."""
+    """How a batch is divided: by length, longest first, into micro-batches that processes take in turn.
+
+    So what is padded together, and what processes do at the same time, is of similar length, and a batch that does not
+    fit into memory fails at once. ``lengths`` are of all samples, in tokens.
+    """
 
     order: Order
     processes: int
     micro_batch: int
+    lengths: Sequence[int]
 
     @property
     def share(self) -> int:
@@ -74,10 +79,14 @@ class Shares:
 
     def micro_batches(self, step: int, rank: int) -> list[list[int]]:
         """Sample numbers of each micro-batch. ``~n`` stands for sample n without loss, where samples run out."""
-        batch = self.order.batch(step)
-        mine = batch[rank :: self.processes]
-        mine += [~batch[0]] * (self.share - len(mine))
-        return [mine[at : at + self.micro_batch] for at in range(0, self.share, self.micro_batch)]
+        batch = sorted(self.order.batch(step), key=lambda number: -self.lengths[number])
+        batch += [~batch[-1]] * (self.share * self.processes - len(batch))  # the shortest
+        turns = []
+        for at in range(0, self.share, self.micro_batch):
+            size = min(self.micro_batch, self.share - at)
+            first = at * self.processes + rank * size
+            turns.append(batch[first : first + size])
+        return turns
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """One training of the sft stage: what it is told, what it tells, and how its processes are started."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -40,8 +41,24 @@ class Event(Record):
     step: int
     steps: int
     loss: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
     checkpoint: Path | None = None
     failed: str | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is known of the step, by name."""
+        named = {"loss": self.loss, "grad_norm": self.grad_norm, "learning_rate": self.learning_rate}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def history(checkpoint: Path) -> list[Event]:
+    """The steps that a checkpoint was reached by."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    figures = ("step", "loss", "grad_norm", "learning_rate")
+    steps = [{name: entry[name] for name in figures} for entry in state["log_history"] if "loss" in entry]
+    return [Event(steps=state["max_steps"], **step) for step in steps]
 
 
 Report = Callable[[Event], None]

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from egt_pipeline.adapters import ADAPTER_FOLDER, adapted
 from egt_pipeline.contract.errors import EgtError, TaskError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.deepspeed_checkpoints import allow_their_classes
@@ -52,15 +53,10 @@ def train(job: Job, report: Report, stopping: Callable[[], bool]) -> None:
     """
     samples = read_samples(job.samples)
     order = plan_order(job.recipe, len(samples))
-    shares = Shares(order, job.processes, min(job.recipe.micro_batch_size, -(-order.batch_size // job.processes)))
+    micro_batch = min(job.recipe.micro_batch_size, -(-order.batch_size // job.processes))
+    shares = Shares(order, job.processes, micro_batch, [len(sample.tokens) for sample in samples])
     arguments = _arguments(job, shares)  # before the model: under ZeRO-3 it is loaded in parts
-    processor = load_processor(job.model)
-    if job.recipe.zero_stage:
-        model = load_model(job.model, job.recipe.precision)  # DeepSpeed brings a checkpoint's weights itself
-    else:
-        model = load_model(job.resume or job.model, "float32")
-    if job.recipe.freeze_vision:
-        model.model.visual.requires_grad_(False)
+    processor, model = load_processor(job.model), _model(job)
     config = deepcopy(model.config)
     trainer = _Trainer(
         batches=RankBatches(shares, arguments.process_index),
@@ -76,11 +72,26 @@ def train(job: Job, report: Report, stopping: Callable[[], bool]) -> None:
     if trainer.state.global_step < order.steps:
         return
     model.config = config  # without what the Trainer wrote into it
-    trainer.save_model(str(job.out / MODEL_FOLDER))
+    folder = job.out / (ADAPTER_FOLDER if job.recipe.lora else MODEL_FOLDER)
+    trainer.save_model(str(folder))
     if arguments.process_index == 0:
-        (job.out / MODEL_FOLDER / "training_args.bin").unlink()  # a pickle, and of no use to a reader
-        processor.save_pretrained(job.out / MODEL_FOLDER)
+        (folder / "training_args.bin").unlink()  # a pickle, and of no use to a reader
+        if not job.recipe.lora:
+            processor.save_pretrained(folder)
         pq.write_table(_losses(trainer.state.log_history, order, samples), job.out / LOSSES_FILE)
+
+
+def _model(job: Job) -> Any:
+    """The model to train; DeepSpeed brings a checkpoint's weights itself."""
+    recipe, resume = job.recipe, None if job.recipe.zero_stage else job.resume
+    if recipe.lora:
+        set_seed(recipe.seed)  # of the adapters' first weights
+        # What is frozen needs no more bits than it is used with; peft keeps the adapters in float32.
+        return adapted(load_model(job.model, recipe.precision), recipe.lora, resume)
+    model = load_model(resume or job.model, recipe.precision if recipe.zero_stage else "float32")
+    if recipe.freeze_vision:
+        model.model.visual.requires_grad_(False)
+    return model
 
 
 def _arguments(job: Job, shares: Shares) -> TrainingArguments:
@@ -105,8 +116,8 @@ def _arguments(job: Job, shares: Shares) -> TrainingArguments:
         use_cpu=not cuda,
         ddp_backend=("nccl" if cuda else "gloo") if "RANK" in os.environ else None,
         ddp_find_unused_parameters=False,
-        # At 8,192 tokens the activations of a large model take more memory than its weights.
-        gradient_checkpointing=cuda,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind needs inputs that have gradients
         dataloader_pin_memory=cuda,
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would report the mean of earlier losses in place of a NaN
@@ -183,7 +194,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             return  # the summary at the end
         if not math.isfinite(loss):
             raise TaskError(f"sft: the loss of step {state.global_step} is {loss}; lower sft.learningRate")
-        self._report(Event(step=state.global_step, steps=state.max_steps, loss=loss))
+        others = {name: logs.get(name) for name in ("grad_norm", "learning_rate")}
+        self._report(Event(step=state.global_step, steps=state.max_steps, loss=loss, **others))
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         if torch.distributed.is_initialized():

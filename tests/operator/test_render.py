@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from build_egtrun import SETTINGS, egtrun, prepared_status, stage_at_work
 from egt_operator.api import EGTRun
+from egt_operator.manifest_file import load_run
 from egt_operator.outcome import links_of
-from egt_operator.render import TASK_ANNOTATION, Owner, render
+from egt_operator.render import TASK_ANNOTATION, Owner, gpus_of, pods_of, render
 from egt_operator.task import task_of
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import TaskFile
@@ -97,6 +100,28 @@ def test_secrets_are_named_and_never_read() -> None:
     assert references == {"AWS_ACCESS_KEY_ID": "store", "AWS_SECRET_ACCESS_KEY": "store", "TEACHER_KEY": "teacher"}
     others = pod(job(StageName.SFT, distill={"teacher": teacher}))["spec"]["containers"][0]["env"]
     assert "TEACHER_KEY" not in {e["name"] for e in others}
+
+
+def test_the_key_of_a_tracking_service_reaches_the_two_trainings_alone() -> None:
+    tracking = {"service": "mlflow", "address": "https://mlflow.example", "apiKeySecret": "figures"}
+    named = {
+        stage: {
+            e["name"]: e.get("valueFrom") for e in pod(job(stage, tracking=tracking))["spec"]["containers"][0]["env"]
+        }
+        for stage in StageName
+    }
+    holders = {stage for stage, environment in named.items() if "MLFLOW_TRACKING_TOKEN" in environment}
+    assert holders == {StageName.SFT, StageName.RL}
+    key = {"secretKeyRef": {"name": "figures", "key": "MLFLOW_TRACKING_TOKEN"}}
+    assert named[StageName.SFT]["MLFLOW_TRACKING_TOKEN"] == key
+
+
+@pytest.mark.parametrize("size", [24, 80])
+def test_profiles_for_one_gpu_need_one_and_train_adapters(size: int) -> None:
+    run = load_run(Path(__file__).parents[2] / "crds" / "examples" / f"one-gpu-{size}gb.yaml")
+    assert max(gpus_of(run, stage) * pods_of(run, stage) for stage in StageName) == 1
+    assert run.spec.sft.lora is not None
+    assert run.spec.rl.lora is not None
 
 
 def test_a_probe_of_three_workers_is_one_job_of_three_pods_with_a_gpu_each() -> None:

@@ -126,7 +126,9 @@ def test_every_field_of_spec_is_either_placement_or_frozen() -> None:
 
 def test_an_optional_field_of_a_recipe_can_be_neither_added_nor_removed() -> None:
     sft = run_schema()["properties"]["spec"]["properties"]["sft"]
-    assert [rule["rule"] for rule in sft[RULES]] == ["has(self.maxSteps) == has(oldSelf.maxSteps)"]
+    assert [rule["rule"] for rule in sft[RULES]] == [
+        "has(self.lora) == has(oldSelf.lora) && has(self.maxSteps) == has(oldSelf.maxSteps)"
+    ]
 
 
 def test_oldself_is_never_used_inside_a_list_that_cannot_be_correlated() -> None:

@@ -19,6 +19,12 @@ LEANED_ON = [
     ("openrlhf.trainer.ray.ppo_actor", "PolicyModelActor.__ray_metadata__.modified_class", "PolicyActor subclasses it"),
     ("openrlhf.trainer.ray.ppo_actor", "ActorPPOTrainer.ppo_train", "overridden: one step a batch, records"),
     ("openrlhf.trainer.ray.ppo_actor", "ActorPPOTrainer.training_step", "overridden: boundary, records"),
+    (
+        "openrlhf.trainer.ray.ppo_actor",
+        "ActorPPOTrainer.broadcast_to_vllm",
+        "overridden: adapters are merged on the way",
+    ),
+    ("openrlhf.trainer.ray.ppo_actor", "deepspeed.zero.GatheredParameters", "where each adapter is merged"),
     ("openrlhf.trainer.ray.ppo_actor", "PolicyLoss", "replaced by PreClipLoss"),
     ("openrlhf.trainer.ray.ppo_actor", "DataLoader", "replaced by InOrder"),
     ("openrlhf.trainer.ray.launcher", "ReferenceModelActor.__ray_metadata__.modified_class", "ReferenceActor"),

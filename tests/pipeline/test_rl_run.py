@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from egt_pipeline.contract.recipes import RLRecipe
+from egt_pipeline.contract.training import LoRA
 from egt_pipeline.curriculum import PlannedStep
 from egt_pipeline.rl_run import RunFile, arguments, logical_devices
 
@@ -31,7 +32,8 @@ def described(recipe: RLRecipe, *, processes: int = 1, resume: bool = False) -> 
 @pytest.mark.parametrize("cuda", [True, False])
 def test_openrlhf_knows_every_flag(cuda: bool) -> None:
     source = Path(str(distribution("openrlhf").locate_file("openrlhf/cli/train_ppo_ray.py"))).read_text()
-    flags = [flag.split("=")[0] for flag in arguments(described(RLRecipe(), resume=True), cuda=cuda)]
+    flags = [flag.split("=")[0] for flag in arguments(described(RLRecipe(lora=LoRA()), resume=True), cuda=cuda)]
+    assert "--ds.lora.rank" in flags
     unknown = [f for f in flags if f'"{f}"' not in source and f'"{f.replace("actor.", "{prefix}.")}"' not in source]
     assert not unknown
 

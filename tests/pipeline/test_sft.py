@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,19 @@ import pytest
 from PIL import Image
 
 from build_model import random_model
+from egt_pipeline.adapters import trained_model
 from egt_pipeline.context import Context
 from egt_pipeline.contract.errors import StoppedError, TaskError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.task import Progress
+from egt_pipeline.contract.training import LoRA
 from egt_pipeline.preferences import Images, read_preferences, write_images, write_preferences
 from egt_pipeline.prompts import messages
 from egt_pipeline.reward_model import load_model, load_processor
 from egt_pipeline.sft_batches import Order, Shares
 from egt_pipeline.stages import sft
 from egt_pipeline.store_file import FileWork
+from event_files import scalars
 
 _ROWS = 10
 _SPEECH = "The picture shows four. The first says four, right. The second says seven, wrong."
@@ -121,12 +125,28 @@ def test_each_epoch_trains_on_every_sample_once_and_the_last_batch_may_be_smalle
 @pytest.mark.parametrize(("processes", "micro_batch"), [(1, 4), (2, 2), (3, 1), (4, 3)])
 def test_processes_share_a_batch_completely_and_take_equal_numbers_of_turns(processes: int, micro_batch: int) -> None:
     order = Order(samples=10, batch_size=7, draws=30, seed=3)
-    shares = Shares(order, processes, micro_batch)
+    shares = Shares(order, processes, micro_batch, range(10))
     for step in range(order.steps):
         turns = [shares.micro_batches(step, rank) for rank in range(processes)]
         assert {len(turn) for turn in turns} == {shares.accumulation}
         numbers = [number for turn in turns for part in turn for number in part if number >= 0]
         assert sorted(numbers) == sorted(order.batch(step))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_samples_of_similar_length_are_padded_together(processes: int) -> None:
+    lengths = np.random.default_rng(0).lognormal(6, 0.6, 1000).astype(int).tolist()
+    order = Order(samples=1000, batch_size=256, draws=1024, seed=3)
+
+    def padded(shares: Shares) -> int:
+        """Tokens that are computed in step 0: of all micro-batches, rows times the longest."""
+        turns = [turn for rank in range(processes) for turn in shares.micro_batches(0, rank)]
+        return sum(len(turn) * max(lengths[max(number, ~number)] for number in turn) for turn in turns)
+
+    used = sum(lengths[number] for number in order.batch(0))
+    grouped, as_drawn = (padded(Shares(order, processes, 8, by)) for by in (lengths, [0] * 1000))
+    assert as_drawn > 1.8 * used
+    assert grouped < 1.15 * used
 
 
 def test_the_first_loss_is_the_mean_over_the_response_tokens_of_the_batch(unbroken: Path, tmp_path: Path) -> None:
@@ -185,6 +205,8 @@ def test_a_stopped_training_goes_on_with_the_losses_of_the_unbroken_one(unbroken
     out, steps = _train(tmp_path)
     assert steps == [4, 5]
     assert _losses(out) == _losses(unbroken)
+    curve = scalars(out / "tracking", "loss")
+    assert (list(curve), list(curve.values())) == ([1, 2, 3, 4, 5], pytest.approx(_losses(unbroken), rel=1e-6))
     name = "model/model.safetensors"
     assert (out / name).read_bytes() == (unbroken / name).read_bytes()
 
@@ -251,8 +273,8 @@ def test_a_loss_that_is_no_number_is_an_error_of_the_task(tmp_path: Path) -> Non
         _train(tmp_path, _RECIPE.model_copy(update={"learning_rate": 1e38}))
 
 
-def _zero(stage: int) -> SFTRecipe:
-    return SFTRecipe.model_validate({**_RECIPE.model_dump(), "zero_stage": stage, "micro_batch_size": 2})
+def _zero(stage: int, recipe: SFTRecipe = _RECIPE) -> SFTRecipe:
+    return SFTRecipe.model_validate({**recipe.model_dump(), "zero_stage": stage, "micro_batch_size": 2})
 
 
 def test_two_processes_under_zero_2_have_the_losses_of_one_without_deepspeed(unbroken: Path, tmp_path: Path) -> None:
@@ -278,3 +300,79 @@ def test_deepspeed_goes_on_from_its_checkpoint_with_the_same_losses(stage: int, 
     out, steps = _train(tmp_path / "stopped", recipe, processes=2)
     assert steps[0] > 3
     assert _losses(out) == _losses(whole)
+
+
+_ADAPTED = SFTRecipe.model_validate({**_RECIPE.model_dump(), "freeze_vision": True, "lora": {"rank": 4, "alpha": 8}})
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one process that trained adapters and merged them."""
+    return _train(tmp_path_factory.mktemp("adapted"), _ADAPTED)[0]
+
+
+def test_merged_adapters_move_the_layers_that_have_one_and_nothing_else(adapted: Path) -> None:
+    losses = _losses(adapted)
+    assert losses[-1] < losses[0] - 0.2
+    trained, before = load_model(adapted / "model", "float32"), load_model(random_model(), "float32")
+    changed = {name for name, weight in before.named_parameters() if not weight.equal(trained.get_parameter(name))}
+    layers = [name for name, _ in before.named_parameters() if re.search(r"language_model.layers.*_proj.weight", name)]
+    assert changed == set(layers)
+    assert not (adapted / "adapter").exists()
+
+
+def test_a_stopped_training_of_adapters_goes_on_with_the_losses_of_the_unbroken_one(
+    adapted: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StoppedError):
+        _train(tmp_path, _ADAPTED, stop_after=2)  # asked to while step 3 is under way
+    assert not list(tmp_path.glob("work/checkpoints/*/step-000003/model.safetensors")), "what is frozen is not saved"
+    out, steps = _train(tmp_path, _ADAPTED)
+    assert steps == [4, 5]
+    assert _losses(out) == _losses(adapted)
+    name = "model/model.safetensors"
+    assert (out / name).read_bytes() == (adapted / name).read_bytes()
+
+
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_adapters_under_zero_have_the_losses_of_one_process_and_are_kept_alone(
+    stage: int, adapted: Path, tmp_path: Path
+) -> None:
+    kept = _ADAPTED.model_copy(update={"lora": LoRA(rank=4, alpha=8, merge=False)})
+    out, _ = _train(tmp_path, _zero(stage, kept), processes=2)
+    assert _losses(out) == pytest.approx(_losses(adapted), abs=1e-4)
+    assert {path.name for path in (out / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    assert not (out / "model").exists()
+    whole, base = trained_model(out, random_model(), tmp_path), load_model(random_model(), "float32")
+    expected = load_model(adapted / "model", "float32")
+    for name, weight in load_model(whole, "float32").named_parameters():
+        assert weight.allclose(expected.get_parameter(name), atol=1e-4), name
+    assert not base.model.language_model.layers[0].mlp.up_proj.weight.allclose(
+        expected.model.language_model.layers[0].mlp.up_proj.weight, atol=1e-3
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_adapters_under_zero_go_on_from_their_checkpoint_with_the_same_losses(stage: int, tmp_path: Path) -> None:
+    recipe = _zero(stage, _ADAPTED).model_copy(update={"max_steps": 40})
+    whole, _ = _train(tmp_path / "whole", recipe, processes=2)
+    with pytest.raises(StoppedError):
+        _train(tmp_path / "stopped", recipe, processes=2, stop_after=3)
+    out, steps = _train(tmp_path / "stopped", recipe, processes=2)
+    assert steps[0] > 3
+    assert _losses(out) == _losses(whole)
+
+
+def test_losses_do_not_depend_on_what_is_kept_for_the_backward_pass(unbroken: Path, tmp_path: Path) -> None:
+    out, _ = _train(tmp_path, _RECIPE.model_copy(update={"gradient_checkpointing": False}))
+    assert _losses(out) == pytest.approx(_losses(unbroken), abs=1e-6)
+
+
+def test_in_bfloat16_losses_are_those_of_float32_to_two_digits(unbroken: Path, adapted: Path, tmp_path: Path) -> None:
+    out, _ = _train(tmp_path / "all", _RECIPE.model_copy(update={"precision": "bfloat16"}))
+    assert _losses(out) == pytest.approx(_losses(unbroken), rel=0.02)
+    out, _ = _train(tmp_path / "adapters", _ADAPTED.model_copy(update={"precision": "bfloat16"}))
+    assert _losses(out) == pytest.approx(_losses(adapted), rel=0.02)
+    stored = {str(weight.dtype) for weight in load_model(out / "model", "auto").parameters()}
+    assert stored == {"torch.float32"}, "of the model that the adapters were merged into"

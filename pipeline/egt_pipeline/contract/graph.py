@@ -91,14 +91,22 @@ def _inputs(name: StageName, recipes: Mapping[StageName, Recipe], prepared: Mapp
             optional = {"trajectories": Need(s.DISTILL)} if s.DISTILL in recipes else {}
             return {"model": prepared["model"], "data": prepared["sft"], **optional}
         case s.PROBE:
-            return {"data": prepared["rl-unlabelled"], "model": Need(s.SFT)}
+            return {"data": prepared["rl-unlabelled"], "model": Need(s.SFT), **_base(recipes, prepared)}
         case s.CURATE:
             recipe = recipes.get(s.CURATE)
             labelled = isinstance(recipe, CurateRecipe) and recipe.baseline == "accuracy"
             labels = {"labels": prepared["rl"]} if labelled else {}
             return {"entropies": Need(s.PROBE), **labels}
         case s.RL:
-            return {"data": prepared["rl"], "model": Need(s.SFT), "selection": Need(s.CURATE)}
+            selection = {"selection": Need(s.CURATE)}
+            return {"data": prepared["rl"], "model": Need(s.SFT), **selection, **_base(recipes, prepared)}
         case s.EVALUATE:
             final = {"final": Need(s.RL)} if s.RL in recipes else {}
-            return {"data": prepared["evaluate"], "sft": Need(s.SFT), **final}
+            return {"data": prepared["evaluate"], "sft": Need(s.SFT), **final, **_base(recipes, prepared)}
+
+
+def _base(recipes: Mapping[StageName, Recipe], prepared: Mapping[str, Need]) -> dict[str, Need]:
+    """The model that sft started from, needed beside its artifact where that holds an adapter alone."""
+    recipe = recipes.get(StageName.SFT)
+    kept = isinstance(recipe, SFTRecipe) and recipe.lora is not None and not recipe.lora.merge
+    return {"base": prepared["model"]} if kept else {}

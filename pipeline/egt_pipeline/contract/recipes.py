@@ -11,6 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from egt_pipeline.contract.base import Endpoint, Placement, PromptId, Recipe, Seed, Share
 from egt_pipeline.contract.data import Data, ModelSource
+from egt_pipeline.contract.training import TrainingRecipe
 
 
 class PrepareOptions(Recipe):
@@ -52,7 +53,7 @@ class DistillRecipe(Recipe):
     """Above this share of rows that the service never answered, the stage fails instead of going on with the rest."""
 
 
-class SFTRecipe(Recipe):
+class SFTRecipe(TrainingRecipe):
     """Fine-tuning on the kept trajectories: negative log-likelihood of the response (EGT eq. 2)."""
 
     seed: Seed = 0
@@ -63,8 +64,6 @@ class SFTRecipe(Recipe):
     """Optimiser steps in all."""
     batch_size: int = Field(default=256, ge=1)
     """Samples an optimiser step, over all processes."""
-    micro_batch_size: int = Field(default=8, ge=1)
-    """Samples a process holds at once; the rest is accumulated."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -83,18 +82,11 @@ class SFTRecipe(Recipe):
     """Arithmetic of the forward and backward pass."""
     zero_stage: Literal[0, 2, 3] = 3
     """DeepSpeed ZeRO stage; 0 trains without DeepSpeed."""
-    freeze_vision: bool = True
-    """Keep the vision tower as it is."""
-    prompt: PromptId = "egt-v1"
-    """Which prompt template is used."""
+    gradient_checkpointing: Annotated[bool, Placement] = True
+    """Compute activations again in the backward pass instead of keeping them: a third more time, a fraction of the
+    memory, the same losses."""
     checkpoint_steps: Annotated[int, Placement, Field(ge=1)] = 100
     """Steps between two checkpoints."""
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batchSize: {self.batch_size} is no multiple of microBatchSize {self.micro_batch_size}")
-        return self
 
 
 class ProbeRecipe(Recipe):
@@ -171,7 +163,7 @@ class LogicJudge(Recipe):
         return self
 
 
-class RLRecipe(Recipe):
+class RLRecipe(TrainingRecipe):
     """StableReinforce over the curated samples (EGT section 2.4; R1-Reward, arXiv 2505.02835, section 4)."""
 
     seed: Seed = 0
@@ -184,8 +176,6 @@ class RLRecipe(Recipe):
     """Stop after this many optimiser steps, even within an epoch."""
     batch_size: int = Field(default=224, ge=2)
     """Samples of a rollout and of an optimiser step: one on-policy step a rollout, so the order is exact."""
-    micro_batch_size: int = Field(default=8, ge=1)
-    """Samples a process holds at once; must divide batchSize."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Learning rate, after the warm-up constant."""
     warmup_share: float = Field(default=0.03, ge=0, lt=1)
@@ -212,18 +202,8 @@ class RLRecipe(Recipe):
     """Who gives R_logic."""
     zero_stage: Literal[2, 3] = 3
     """DeepSpeed ZeRO stage."""
-    freeze_vision: bool = True
-    """Keep the vision tower as it is."""
-    prompt: PromptId = "egt-v1"
-    """Which prompt template is used."""
     checkpoint_steps: Annotated[int, Placement, Field(ge=1)] = 50
     """Optimiser steps between two checkpoints."""
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batchSize: {self.batch_size} is no multiple of microBatchSize {self.micro_batch_size}")
-        return self
 
 
 class EvaluateRecipe(Recipe):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.graph import StageName
+from egt_pipeline.contract.tracking import Tracking
 
 DIGEST_LENGTH = 16  # hex digits: 64 bits; at a million artifacts a clash has probability 3e-8
 PROGRESS_MARK = "egt-progress "  # begins a line of a stage's log; the rest is a Progress as JSON
@@ -78,6 +79,7 @@ class TaskFile(Record):
     workers: int = 1
     processes: int = 1
     grace_seconds: float = 20.0  # between SIGTERM and SIGKILL
+    tracking: Tracking | None = None
     run_recipes: dict[StageName, dict[str, Any]] = {}
     scratch: str
     summary_path: str | None = None

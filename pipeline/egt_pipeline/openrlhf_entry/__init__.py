@@ -5,6 +5,7 @@
     experience around the rollouts: planned prompts out, filtered advantages back
     training   inside the actor: one optimiser step a batch, pre-clip, the record of what was trained on
     agent      one rollout: forbidden tokens, seeds, reward
+    lora       adapters merged on their way to vLLM, and saved
     weights    the vLLM worker's side of the weight sync
     machine    what OpenRLHF needs where CUDA or flash-attn is missing, and processes that die with their parent
 

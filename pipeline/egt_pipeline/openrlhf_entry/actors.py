@@ -1,10 +1,12 @@
 """OpenRLHF's classes with what StableReinforce and the curriculum change, and nothing else.
 
 Rollouts         RolloutRayActor        our worker extension; image embeddings forgotten after a weight sync
-PolicyActor      PolicyModelActor       saves the processor with the model (a plain tokenizer loses the images)
+PolicyActor      PolicyModelActor       saves the processor with the model (a plain tokenizer loses the images), or the
+                                        adapter alone, which is in the language model only
 ReferenceActor   ReferenceModelActor    unchanged; being ours, it prepares its process
 Trainer          PPOTrainer             follows the plan; saves and stops when asked to
-ActorTrainer     ActorPPOTrainer        one optimiser step a batch, in the planned order, short batches too; records
+ActorTrainer     ActorPPOTrainer        one optimiser step a batch, in the planned order, short batches too; records;
+                                        whole weights to vLLM where adapters are trained
 PreClipLoss      PolicyLoss             pre-clip before exp
 ExperienceMaker  RemoteExperienceMaker  sigma filter after whitening; equal shares for all processes
 """
@@ -16,9 +18,11 @@ from openrlhf.trainer import ppo_trainer
 from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
 from openrlhf.utils import get_tokenizer
 
+from egt_pipeline.adapters import targets
 from egt_pipeline.contract.errors import StoppedError
 from egt_pipeline.deepspeed_checkpoints import allow_their_classes
 from egt_pipeline.openrlhf_entry.experience import ExperienceMaker, PlannedPrompts, in_planned_order, padding
+from egt_pipeline.openrlhf_entry.lora import save_adapter
 from egt_pipeline.openrlhf_entry.training import ActorTrainer, InOrder, PreClipLoss
 from egt_pipeline.orphans import die_with_parent
 from egt_pipeline.rl_run import current_run
@@ -36,8 +40,17 @@ class PolicyActor(_behind(ppo_actor.PolicyModelActor)):  # type: ignore[misc]
         """Load model, optimiser and checkpoint."""
         die_with_parent()
         allow_their_classes()
+        if lora := current_run().recipe.lora:
+            strategy.args.ds.lora.target_modules = targets(lora)  # a pattern; the command line takes names alone
         super().init_model_from_pretrained(strategy, pretrain, *rest, **named)
         self.tokenizer = self.trainer.tokenizer = get_tokenizer(pretrain, None, "left", strategy)
+
+    def save_model(self) -> None:
+        """The trained model, or its adapter."""
+        if current_run().recipe.lora:
+            save_adapter(self.actor, current_run().output)
+        else:
+            super().save_model()
 
 
 class ReferenceActor(_behind(launcher.ReferenceModelActor)):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from openrlhf.trainer.ray import ppo_actor
 from torch.utils.data import DataLoader
 
 from egt_pipeline.losses import is_pre_clipped, pre_clip
+from egt_pipeline.openrlhf_entry.lora import whole_weights
 from egt_pipeline.rl_run import current_run
 
 
@@ -42,6 +44,8 @@ class InOrder(DataLoader):  # type: ignore[type-arg]
 class ActorTrainer(ppo_actor.ActorPPOTrainer):  # type: ignore[misc]
     """One process of the actor: exactly one optimiser step for each batch of rollouts."""
 
+    actor: Any
+
     def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
         """OpenRLHF's metrics. What the step trained on has been appended to the run's records."""
         self._samples: list[dict[str, Any]] = []
@@ -64,6 +68,13 @@ class ActorTrainer(ppo_actor.ActorPPOTrainer):  # type: ignore[misc]
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         return status
+
+    def broadcast_to_vllm(self) -> None:
+        """Send the weights that the step has changed."""
+        trained = self.actor
+        with whole_weights(trained) if current_run().recipe.lora else nullcontext(trained) as self.actor:
+            super().broadcast_to_vllm()
+        self.actor = trained
 
     def _write(self, grad_norm: float) -> None:
         """Append one line to the records, with the samples of all processes in their order."""

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from egt_pipeline.adapters import base_of, trained_model
 from egt_pipeline.chunks import Chunk, commit_share, committed, cut
 from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.recipes import EvaluateRecipe
@@ -60,7 +61,7 @@ def run(recipe: EvaluateRecipe, inputs: Mapping[str, Path], out: Path, context: 
     """Writes predictions.parquet; metrics are the accuracies of each model with their intervals."""
     benchmarks = sorted(path for path in (inputs["data"] / "evaluate").iterdir() if path.is_dir())
     parts = [_Part(model, benchmark) for model in MODELS if model in inputs for benchmark in benchmarks]
-    judges = _Judges(recipe, inputs, parts)
+    judges = _Judges(recipe, _models(inputs, context.scratch), parts)
     commit_share([chunk for part in parts for chunk in part.chunks], context, judges.predict, lambda: None)
     tables = [PREDICTIONS.empty_table()]
     for part in parts:
@@ -71,6 +72,12 @@ def run(recipe: EvaluateRecipe, inputs: Mapping[str, Path], out: Path, context: 
     table = pa.concat_tables(tables).combine_chunks()
     pq.write_table(table, out / PREDICTIONS_FILE, compression="zstd")
     return StageResult(metrics=metrics(table))
+
+
+def _models(inputs: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
+    """The folder of each model; an adapter of rl goes on what sft has made."""
+    sft = trained_model(inputs["sft"], base_of(inputs), scratch)
+    return {"sft": sft} | ({"final": trained_model(inputs["final"], sft, scratch)} if "final" in inputs else {})
 
 
 class _Part:
@@ -99,8 +106,8 @@ class _Part:
 class _Judges:
     """The models of the run, loaded when a chunk needs them and one at a time: two may not fit."""
 
-    def __init__(self, recipe: EvaluateRecipe, inputs: Mapping[str, Path], parts: Sequence[_Part]) -> None:
-        self._recipe, self._inputs = recipe, inputs
+    def __init__(self, recipe: EvaluateRecipe, models: Mapping[str, Path], parts: Sequence[_Part]) -> None:
+        self._recipe, self._models = recipe, models
         self._parts = {part.group: part for part in parts}
         self._max_images = max(
             (len(row.images) for part in parts for chunk in part.chunks for row in chunk.rows), default=0
@@ -124,7 +131,7 @@ class _Judges:
         return Batch(requests(chunk.rows, self._parts[chunk.group].images))
 
     def _engine(self, model: str) -> Engine:
-        recipe, folder = self._recipe, self._inputs[model] / "model"
+        recipe, folder = self._recipe, self._models[model]
         return open_engine(
             recipe.engine,
             folder,

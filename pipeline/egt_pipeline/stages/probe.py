@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from egt_pipeline.adapters import base_of, trained_model
 from egt_pipeline.audit import audit
 from egt_pipeline.chunks import Chunk, commit_share, committed, cut
 from egt_pipeline.context import Context, StageResult
@@ -60,7 +61,7 @@ def run(recipe: ProbeRecipe, inputs: Mapping[str, Path], out: Path, context: Con
 
     Raises TaskError when vLLM's entropies are not those of transformers (see ``audit``).
     """
-    folder, model = inputs["data"] / "rl", inputs["model"] / "model"
+    folder, model = inputs["data"] / "rl", trained_model(inputs["model"], base_of(inputs), context.scratch)
     rows = read_preferences(folder, labelled=False)
     chunks = cut(rows, recipe.chunk_rows)
     prober = _Prober(recipe, model, folder, rows)

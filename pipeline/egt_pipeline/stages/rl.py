@@ -1,8 +1,8 @@
 """rl: StableReinforce on the curated samples, from easy to hard, through OpenRLHF (EGT section 2.4).
 
-In: preferences with labels, the fine-tuned model, the selection. Out: ``model/``, and what the optimiser saw in
-``order.parquet``, ``losses.parquet``, ``rewards.parquet`` (see rl_records). The order is compared with the plan; a run
-that saw anything else fails.
+In: preferences with labels, the fine-tuned model, the selection. Out: ``model/`` or ``adapter/``, what the optimiser
+saw in ``order.parquet``, ``losses.parquet``, ``rewards.parquet`` (see rl_records), and curves in ``tracking/``. The
+order is compared with the plan; a run that saw anything else fails.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from egt_pipeline.adapters import ADAPTER_FOLDER, base_of, finish, trained_model
 from egt_pipeline.checkpoints import Checkpoints
 from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.errors import ArtifactError, TaskError
@@ -23,9 +24,11 @@ from egt_pipeline.contract.task import Progress
 from egt_pipeline.curriculum import PlannedStep, check_order, plan_steps, planned_places
 from egt_pipeline.preferences import Images, Preference, read_preferences
 from egt_pipeline.prompts import messages
+from egt_pipeline.reward_model import MODEL_FOLDER
 from egt_pipeline.rl_process import newest_checkpoint, train
 from egt_pipeline.rl_records import (
     RecordTail,
+    figures_of,
     losses_table,
     metrics_of,
     order_table,
@@ -33,6 +36,7 @@ from egt_pipeline.rl_records import (
     seen_places,
 )
 from egt_pipeline.rl_run import RunFile
+from egt_pipeline.tracking import Log, tracked
 
 
 def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
@@ -41,7 +45,7 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
     Raises TaskError when nothing was selected or the batch does not divide, EgtError when the order is not the plan.
     """
     _check_batches(recipe, context.processes)
-    model = inputs["model"] / "model"
+    model = trained_model(inputs["model"], base_of(inputs), context.scratch)
     _check_model(model)
     selected = _selected(inputs)
     steps = plan_steps(
@@ -64,7 +68,7 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
             model=model,
             dataset=dataset,
             folder=folder,
-            output=out / "model",
+            output=out / (ADAPTER_FOLDER if recipe.lora else MODEL_FOLDER),
             ray_folder=Path(ray_folder),
             processes=context.processes,
             attempt=context.attempt,
@@ -72,9 +76,13 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
             resume=_resume(folder, checkpoints),
             parent=os.getpid(),
         )
-        watch = _Watch(described, context, checkpoints, RecordTail(described.records))
-        train(described, on_poll=watch, stopping=context.stopping, grace_seconds=context.grace_seconds)
-    return _collect(described, steps, [sample.sample_id for sample in selected], out)
+        with tracked(context, recipe, out) as log:
+            watch = _Watch(described, context, checkpoints, RecordTail(described.records), log)
+            train(described, on_poll=watch, stopping=context.stopping, grace_seconds=context.grace_seconds)
+    result = _collect(described, steps, [sample.sample_id for sample in selected], out)
+    if recipe.lora:
+        finish(out, model, recipe.lora)
+    return result
 
 
 def _check_batches(recipe: RLRecipe, processes: int) -> None:
@@ -149,10 +157,12 @@ class _Watch:
     context: Context
     checkpoints: Checkpoints
     tail: RecordTail
+    log: Log
     committed: int = 0
 
     def __call__(self) -> None:
         for record in self.tail.new():
+            self.log(record.step, figures_of(record))
             self.context.progress(
                 Progress(
                     done=record.step,

@@ -1,7 +1,8 @@
 """sft: the reward model learns to write the kept trajectories.
 
-``model/`` is the trained model with its processor, ``losses.parquet`` has one row an optimiser step, and
-``samples.parquet`` says of every row whether it was trained on, and why not.
+``model/`` is the trained model with its processor, or ``adapter/`` what was added to the one it started from;
+``losses.parquet`` has one row an optimiser step, ``tracking/`` the same as curves, and ``samples.parquet`` says of
+every row whether it was trained on, and why not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,16 @@ from statistics import fmean
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from egt_pipeline.adapters import finish
 from egt_pipeline.checkpoints import Checkpoints
 from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.task import Metric, Progress
 from egt_pipeline.preferences import Images, Preference, read_preferences
 from egt_pipeline.reward_model import load_processor, resolve_model
-from egt_pipeline.sft_job import LOSSES_FILE, Event, Job, run_job
+from egt_pipeline.sft_job import LOSSES_FILE, Event, Job, history, run_job
 from egt_pipeline.sft_samples import SAMPLES, USED, encode, write_samples
+from egt_pipeline.tracking import tracked
 
 SAMPLES_FILE = "samples.parquet"
 TRAJECTORIES_FILE = "trajectories.parquet"
@@ -27,7 +30,7 @@ _LAST_STEPS = 20  # over which the last loss is averaged: one batch says little
 
 
 def run(recipe: SFTRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
-    """Writes ``model/``, ``losses.parquet`` and ``samples.parquet``; metrics count samples and steps.
+    """Writes the model or its adapter, curves and tables; metrics count samples and steps.
 
     Raises TaskError when nothing is left to train on or the loss is no number, StoppedError after a last checkpoint.
     """
@@ -52,16 +55,23 @@ def run(recipe: SFTRecipe, inputs: Mapping[str, Path], out: Path, context: Conte
         stop=context.scratch / "stop",
     )
 
-    def report(event: Event) -> None:
-        if event.checkpoint is not None:
-            checkpoints.commit(event.step, event.checkpoint)
-        else:
+    with tracked(context, recipe, out) as log:
+        for past in history(job.resume) if job.resume else ():
+            log(past.step, past.figures)
+
+        def report(event: Event) -> None:
+            if event.checkpoint is not None:
+                checkpoints.commit(event.step, event.checkpoint)
+                return
+            log(event.step, event.figures)
             loss = {"metric_name": "loss", "metric_value": event.loss}
             context.progress(Progress(done=event.step, total=event.steps, unit="steps", **loss))
 
-    run_job(job, report, context.stopping)
+        run_job(job, report, context.stopping)
     if not (out / LOSSES_FILE).exists():
         context.check_stopped()
+    if recipe.lora:
+        finish(out, model, recipe.lora)
     return StageResult(_metrics(encoded.records, out))
 
 
