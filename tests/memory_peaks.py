@@ -146,6 +146,29 @@ def _rl_loss(model: Any, inputs: dict[str, Any], _logits: int) -> Any:
     return log_probs_from_logits(output["logits"], inputs["input_ids"]).sum()
 
 
+def adapters(shape: dict[str, Any], rank: int, *, deepspeed: bool) -> None:
+    """As ``activations`` of sft, with adapters: in bfloat16 as DeepSpeed has them, else in float32 under autocast."""
+    from egt_pipeline.adapters import adapted
+    from egt_pipeline.contract.training import LoRA
+
+    config, length, logits = config_of(shape), 1024, 8
+    model = adapted(model_of(config, torch.bfloat16), LoRA(rank=rank), None)
+    if deepspeed:
+        model = model.to(torch.bfloat16)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.register_post_accumulate_grad_hook(lambda it: setattr(it, "grad", None))
+    with Peak(*model.parameters(), *model.buffers()) as peak:
+        ids, positions = torch.zeros(1, length, dtype=torch.long), torch.zeros(3, 1, length).long()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not deepspeed):
+            loss = _sft_loss(model, {"input_ids": ids, "position_ids": positions, "use_cache": False}, logits)
+        loss.backward()
+    case = {"rank": rank, "adapter_bytes": trained[0].element_size(), "trained": sum(it.numel() for it in trained)}
+    tell(config.to_dict(), "adapters", length=length, logits=logits, **case, peak=peak.most)
+
+
 def vision(depth: int, hidden: int, intermediate: int, *, trains: bool) -> None:
     """The vision tower, as the model calls it, on two pictures of 32 x 32 patches."""
     config, patches = config_of(SMALL, depth, hidden, intermediate), 2 * 32 * 32
@@ -241,6 +264,11 @@ def main(kind: str) -> None:
             activations(SMALL, "rl", 2, 512, 512)
             activations(WIDE, "rl", 1, 16384, 16384)
             activations(SEVEN, "rl", 1, 5120, 5120)
+        case "adapters":
+            for deepspeed in (True, False):
+                adapters(SMALL, 16, deepspeed=deepspeed)
+                adapters(SMALL, 64, deepspeed=deepspeed)
+                adapters(WIDE, 16, deepspeed=deepspeed)
         case "vision":
             for trains in (False, True):
                 vision(2, 128, 256, trains=trains)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
@@ -13,19 +14,25 @@ from egt_operator.geometry import Geometry
 from egt_operator.stage_memory import Phase, Room, phases_of
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import StageName
+from egt_pipeline.contract.training import LoRA
 
 GIB = 2**30
-# What may be changed, the harmless first: results stay the same, then nearly, then samples are lost.
+# What may be changed; at the same price the first goes first.
 _KNOBS = {
-    StageName.SFT: ("micro_batch_size", "zero_stage", "processes", "max_length"),
-    StageName.RL: ("micro_batch_size", "zero_stage", "processes", "max_new_tokens", "max_prompt_tokens"),
+    StageName.SFT: ("micro_batch_size", "zero_stage", "processes", "max_length", "lora"),
+    StageName.RL: ("micro_batch_size", "zero_stage", "processes", "max_new_tokens", "max_prompt_tokens", "lora"),
     StageName.PROBE: ("batch_size", "max_new_tokens"),
     StageName.EVALUATE: ("batch_size", "max_new_tokens"),
 }
+# What one step of a knob costs: nothing but time, twice the GPUs, samples, or training something else.
+_PRICES = {"micro_batch_size": 1, "batch_size": 1, "zero_stage": 1, "processes": 2, "lora": 6}
+_PRICE_OF_SAMPLES = 3
 _GROWING = ("processes", "zero_stage")
 _MOST_PROCESSES = 64  # more than that is a decision about the cluster, not a setting
 _SHORTEST = 512  # tokens: below, hardly a sample is left
 _CHANGED_AT_ONCE = 3
+
+Setting = int | LoRA
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,14 @@ class Refusal:
 
     phase: Phase
     gpu_bytes: int
-    settings: dict[str, int]
+    settings: dict[str, Setting]
 
     def __str__(self) -> str:
         name, needs = self.phase.stage, -(-self.phase.needs * 10 // GIB) / 10
         said = f"{name}: {self.phase.name} needs {needs:.1f} GiB a GPU, and a GPU has {self.gpu_bytes / GIB:.1f} GiB"
         if not self.settings:
             return f"{said}; no setting of {name} makes it fit: take larger GPUs or a smaller model"
-        changes = " and ".join(f"{name}.{to_camel(knob)}: {value}" for knob, value in self.settings.items())
+        changes = " and ".join(f"{name}.{to_camel(knob)}: {_shown(value)}" for knob, value in self.settings.items())
         return f"{said}; it fits with {changes}"
 
 
@@ -65,25 +72,38 @@ def check_fits(refused: Sequence[Refusal]) -> None:
         raise TaskError("\n".join(map(str, refused)))
 
 
-def settings_that_fit(spec: EGTRunSpec, stage: StageName, geometry: Geometry, gpu_bytes: int) -> dict[str, int]:
-    """The fewest changes of the stage, and the smallest of them, with which all its phases fit; empty: none do."""
+def settings_that_fit(spec: EGTRunSpec, stage: StageName, geometry: Geometry, gpu_bytes: int) -> dict[str, Setting]:
+    """The cheapest changes of the stage with which all its phases fit; empty: none do."""
     block, room = spec.stage(stage), Room(on_gpu=True, gpu_bytes=gpu_bytes)
-    knobs = {knob: list(_values(knob, getattr(block, knob))) for knob in _KNOBS[stage]}
-    for count in range(1, _CHANGED_AT_ONCE + 1):
-        for chosen in combinations(knobs, count):
-            # Sums of places: every knob moves a little before one moves a lot.
-            tries = sorted(product(*(range(len(knobs[knob])) for knob in chosen)), key=sum)
-            for places in tries:
-                settings = {knob: knobs[knob][place] for knob, place in zip(chosen, places, strict=True)}
-                other = _changed(spec, stage, settings)
-                phases = phases_of(other, stage, geometry, room) if other else []
-                if phases and all(phase.needs <= gpu_bytes for phase in phases):
-                    return settings
+    for settings in _cheapest_first({knob: list(_values(knob, getattr(block, knob))) for knob in _KNOBS[stage]}):
+        other = _changed(spec, stage, settings)
+        phases = phases_of(other, stage, geometry, room) if other else []
+        if phases and all(phase.needs <= gpu_bytes for phase in phases):
+            return settings
     return {}
 
 
-def _values(knob: str, now: int) -> Iterator[int]:
+def _cheapest_first(knobs: dict[str, list[Setting]]) -> list[dict[str, Setting]]:
+    """Every combination of up to three knobs, each at every value, by what their steps cost together."""
+    found = []
+    for count in range(1, _CHANGED_AT_ONCE + 1):
+        for chosen in combinations(knobs, count):
+            for places in product(*(range(len(knobs[knob])) for knob in chosen)):
+                moves = list(zip(chosen, places, strict=True))
+                price = sum(_PRICES.get(knob, _PRICE_OF_SAMPLES) * (place + 1) for knob, place in moves)
+                found.append((price, {knob: knobs[knob][place] for knob, place in moves}))
+    return [settings for _, settings in sorted(found, key=lambda one: one[0])]
+
+
+def _shown(value: Setting) -> str:
+    return f"{{rank: {value.rank}}}" if isinstance(value, LoRA) else str(value)
+
+
+def _values(knob: str, now: Any) -> Iterator[Setting]:
     """What a knob is tried at, nearest first."""
+    if knob == "lora":
+        yield from () if now else (LoRA(),)
+        return
     if knob == "zero_stage":
         yield from (stage for stage in (2, 3) if stage > now)
         return
@@ -96,7 +116,7 @@ def _values(knob: str, now: int) -> Iterator[int]:
         yield value
 
 
-def _changed(spec: EGTRunSpec, stage: StageName, settings: dict[str, int]) -> EGTRunSpec | None:
+def _changed(spec: EGTRunSpec, stage: StageName, settings: dict[str, Setting]) -> EGTRunSpec | None:
     """The run with these settings of the stage; None if they are not accepted, as a batch that nothing divides."""
     block = spec.stage(stage)
     try:

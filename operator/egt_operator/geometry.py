@@ -6,7 +6,7 @@ Qwen2.5-VL-Instruct stand in for hub models that are not there yet.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,17 +57,17 @@ class Geometry:
         return self.kv_heads * self.head_size
 
     @property
-    def layer_shapes(self) -> Mapping[str, tuple[int, int]]:
-        """Inputs and outputs of each matrix of one decoder layer, by its name."""
-        h, kv, i = self.hidden, self.kv_width, self.intermediate
-        attention = {"q_proj": (h, h), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (h, h)}
-        return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
-
-    @property
     def layer_parameters(self) -> int:
         """Weights of one decoder layer: q and o, k and v, three biases, the gated MLP, two norms."""
         h, kv = self.hidden, self.kv_width
         return 2 * h * h + 2 * h * kv + h + 2 * kv + 3 * h * self.intermediate + 2 * h
+
+    def adapter_parameters(self, rank: int, targets: Collection[str]) -> int:
+        """Weights of low-rank adapters on these linear layers of all blocks: rank x (inputs + outputs) each."""
+        h, i, kv = self.hidden, self.intermediate, self.kv_width
+        sizes = {"q_proj": 2 * h, "k_proj": h + kv, "v_proj": h + kv, "o_proj": 2 * h}
+        sizes |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), h + i)
+        return self.layers * rank * sum(sizes[target] for target in targets)
 
     @property
     def head_parameters(self) -> int:

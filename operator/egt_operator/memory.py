@@ -63,6 +63,7 @@ class MicroBatch:
     logits: int
     logit_bytes: int  # of all that hangs on one logit at the peak of the loss
     patches: int = 0  # of all pictures
+    adapters: int = 0  # bytes a token and layer that ``adapters_kept`` says
 
     @property
     def tokens(self) -> int:
@@ -123,6 +124,12 @@ def layer_kept(geometry: Geometry, b: int) -> int:
     return norms + attention + 4 * b * geometry.intermediate
 
 
+def adapters_kept(geometry: Geometry, rank: int, adapter_bytes: int) -> int:
+    """Bytes a token that adapters on all linear layers add to ``layer_kept``: 7 ranks; in float32 also 4I + 6H."""
+    copies = 4 * geometry.intermediate + 6 * geometry.hidden if adapter_bytes == 4 else 0
+    return 7 * adapter_bytes * rank + copies
+
+
 def layer_backward(geometry: Geometry, b: int) -> int:
     """Bytes a token on top of ``layer_kept`` while a layer goes backward: b(H + 2I), gradients of its output and MLP,
     and 6bd for the rotary tables of three axes, which all layers share.
@@ -161,7 +168,7 @@ def training_activations(
     keep, one layer anew, ``layer_backward``, and the gradient of its largest matrix.
     """
     t, hidden = batch.tokens, geometry.hidden
-    one = layer_kept(geometry, b) * t
+    one = (layer_kept(geometry, b) + batch.adapters) * t
     kept = geometry.layers * (b * hidden * t if checkpointing else one)
     last_norm = (4 + 2 * b) * hidden * t
     logits = batch.samples * batch.logits * geometry.vocabulary
@@ -182,23 +189,22 @@ def training(
     *,
     trainable: int,
     b: int,
+    held: int,
     checkpointing: bool,
     vision_trains: bool,
-    adapters: bool,
 ) -> Memory:
     """One rank of a training at its peak: in the backward pass, or while the optimiser steps.
 
-    Beside ``adapters`` nothing has a gradient; without DeepSpeed they alone are float32, 4T more.
+    A weight is kept in ``held`` bytes and used in ``b``. Adapters leave head and matrices without gradients.
     """
-    held = 4 if sharding.stage == 0 and not adapters else b  # without DeepSpeed: float32, cast as they are used
-    reduced = sharding.stage > 0 and not adapters
+    reduced = sharding.stage > 0 and trainable >= geometry.language_parameters
     activations = training_activations(
         geometry, batch, b, checkpointing=checkpointing, vision_trains=vision_trains, reduced=reduced
     )
     if held > b:
         activations += b * geometry.parameters  # the casts stay until the forward pass is over
     return Memory(
-        weights=weights(geometry, sharding, held) + (4 * trainable if adapters and sharding.stage == 0 else 0),
+        weights=weights(geometry, sharding, held),
         gradients=gradients(trainable, sharding, held),
         optimiser=optimiser(trainable, sharding),
         activations=max(activations, step_copy(trainable, sharding, b)),

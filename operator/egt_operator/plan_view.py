@@ -114,12 +114,12 @@ def notes(found: Estimate) -> list[str]:
     lines.append("disk: models and two checkpoints of one pod; data and pictures come on top")
     if not any(stage.gpus for stage in found.stages.values()):
         return [*lines, "no GPU is named (scheduling.gpuMemory): processes on the CPU, and nothing is refused"]
-    fastest = "fastest GPU allowed" if found.offer.products else "fastest GPU of this size, as none is named,"
+    fastest = "fastest GPU allowed" if found.offer.products else "fastest GPU known of this size"
     return [
         *lines,
         f"a GPU's memory: {found.offer.origin}; other: CUDA, NCCL and gaps",
-        f"hours from: {fastest} at 50 % of its peak, samples a quarter as long as they may be,",
-        "hours to: slowest one at 25 %, samples half as long; 3/4 of a prompt pictures, all rows usable",
+        f"hours from: {fastest} at 50 % of its peak, samples 1/4 of the longest,",
+        "hours to: slowest one at 25 %, samples 1/2 of it; 3/4 of a prompt pictures, all rows usable",
         "hours without: loading models, queues, waiting for teacher and judge",
     ]
 

@@ -50,10 +50,9 @@ def ranks_of(block: SFTStage | RLStage) -> int:
 
 
 def trainable_of(geometry: Geometry, block: SFTStage | RLStage) -> int:
-    """T: weights that train; of an adapter of rank r, r(in + out) in each layer."""
+    """T: weights that train: those of the adapters where there are some."""
     if block.lora is not None:
-        shapes = geometry.layer_shapes
-        return block.lora.rank * geometry.layers * sum(sum(shapes[name]) for name in block.lora.targets)
+        return geometry.adapter_parameters(block.lora.rank, block.lora.targets)
     return geometry.language_parameters if block.freeze_vision else geometry.parameters
 
 
@@ -75,6 +74,10 @@ def _phase(stage: StageName, name: Literal["training", "generation"], found: Mem
     return Phase(stage, name, found, found.total)
 
 
+def _adapters(geometry: Geometry, block: SFTStage | RLStage, adapter_bytes: int) -> int:
+    return memory.adapters_kept(geometry, block.lora.rank, adapter_bytes) if block.lora else 0
+
+
 def sft_logits(spec: EGTRunSpec) -> int:
     """Positions of a sample that get logits: its response, which the teacher's limit bounds where there is one."""
     return min(spec.sft.max_length, spec.distill.max_tokens if spec.distill.enabled else spec.sft.max_length)
@@ -90,6 +93,7 @@ def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
         logits=logits,
         logit_bytes=memory.SFT_LOGIT_BYTES,
         patches=4 * samples * min(block.max_length, spec.rl.max_prompt_tokens),
+        adapters=_adapters(geometry, block, b if block.zero_stage else 4),
     )
     return memory.training(
         geometry,
@@ -97,25 +101,27 @@ def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
         batch,
         trainable=trainable_of(geometry, block),
         b=b,
+        # Without DeepSpeed weights that train are float32, and cast as they are used.
+        held=b if block.zero_stage or block.lora else 4,
         checkpointing=block.gradient_checkpointing,
         vision_trains=not block.freeze_vision,
-        adapters=block.lora is not None,
     )
 
 
 def _rl(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
     block, ranks = spec.rl, ranks_of(spec.rl)
     samples, length = min(block.micro_batch_size, -(-block.batch_size // ranks)), rl_length(spec)
-    sharding = Sharding(block.zero_stage, ranks, RL_BUCKET)
+    sharding, patches = Sharding(block.zero_stage, ranks, RL_BUCKET), 4 * samples * block.max_prompt_tokens
+    adapters = _adapters(geometry, block, 2)
     found = memory.training(
         geometry,
         sharding,
-        MicroBatch(samples, length, length, memory.RL_LOGIT_BYTES, patches=4 * samples * block.max_prompt_tokens),
+        MicroBatch(samples, length, length, memory.RL_LOGIT_BYTES, patches, adapters),
         trainable=trainable_of(geometry, block),
         b=2,
+        held=2,
         checkpointing=room.on_gpu,
         vision_trains=not block.freeze_vision,
-        adapters=block.lora is not None,
     )
     return found.plus(weights=_reference(spec, geometry))
 

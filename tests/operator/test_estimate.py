@@ -105,6 +105,22 @@ def test_the_settings_that_are_named_do_make_it_fit(memory: str, stage: StageNam
     assert stage not in refused(EGTRun.model_validate(document))
 
 
+@pytest.mark.parametrize("gib", [24, 80])
+def test_the_profiles_for_one_gpu_fit_it(gib: int) -> None:
+    run = load_run(PAPER.with_name(f"one-gpu-{gib}gb.yaml"))
+    found = estimate(run, Known(PUBLISHED[run.spec.model.source.removeprefix("hf://")], "published shape"), {})
+    assert found.offer.memory == gib * GIB
+    assert [stage.gpus for stage in found.stages.values() if stage.phases] == [1, 1, 1, 1]
+    assert refusals(run.spec, found) == []
+
+
+def test_adapters_are_named_where_no_number_of_gpus_can_share_a_batch() -> None:
+    three = Known(PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"], "published shape")
+    run = run_of(scheduling__gpuMemory="24Gi", sft__microBatchSize=1, sft__batchSize=1, sft__maxLength=4096)
+    (one,) = [one for one in refusals(run.spec, estimate(run, three, {})) if one.phase.stage == "sft"]
+    assert str(one).endswith("it fits with sft.lora: {rank: 16}")
+
+
 def test_what_no_setting_makes_fit_says_so() -> None:
     said = str(refused(run_of(scheduling__gpuMemory="24Gi"))["rl"])
     assert said.endswith("no setting of rl makes it fit: take larger GPUs or a smaller model")
