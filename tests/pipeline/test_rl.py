@@ -1,6 +1,7 @@
 """The rl stage: its own checks, and real runs of OpenRLHF with vLLM rollouts on CPU."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     def put(code: str) -> None:
         (tmp_path / "change").mkdir()
         (tmp_path / "change" / "sitecustomize.py").write_text(code + CHANGE)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "change"))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "change"), prepend=os.pathsep)
 
     return put
 
