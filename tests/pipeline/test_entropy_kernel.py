@@ -1,27 +1,25 @@
 """The GPU kernel by Triton's interpreter, against the closed form in float64. Speed needs a GPU: bench/entropy.py."""
 
 import math
-import os
 
 import pytest
 import torch
 
+from interpreted_kernel import interpreted
+
 V = 152_064  # of Qwen2.5-VL
-# The interpreter computes with numpy, which warns where a GPU goes on with NaN.
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
 
 
 @pytest.fixture(scope="module")
-def kernel():
-    """The kernel's function, interpreted from its import on."""
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        from egt_pipeline.entropy_kernel import sums_in_one_pass
+def sums():
+    with interpreted() as found:
+        yield found
 
-        yield lambda logits_NV: sums_in_one_pass(logits_NV)[0]
-    finally:
-        os.environ.pop("TRITON_INTERPRET") if before is None else os.environ.update(TRITON_INTERPRET=before)
+
+@pytest.fixture(scope="module")
+def kernel(sums):
+    """Entropies by the kernel."""
+    return lambda logits_NV: sums(logits_NV)[0]
 
 
 def exact(logits_NV):
@@ -82,8 +80,6 @@ def test_rows_of_a_larger_matrix_and_no_rows_are_taken_as_they_lie(kernel):
     assert kernel(logits[:0]).shape == (0,)
 
 
-def test_the_logarithm_of_the_sum_comes_with_it(kernel):
-    from egt_pipeline.entropy_kernel import sums_in_one_pass
-
+def test_the_logarithm_of_the_sum_comes_with_it(sums):
     logits = drawn(3, 9000, 4.0) + 50
-    torch.testing.assert_close(sums_in_one_pass(logits)[1], logits.double().logsumexp(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(sums(logits)[1], logits.double().logsumexp(-1), atol=1e-5, rtol=0)
