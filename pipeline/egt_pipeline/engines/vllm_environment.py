@@ -3,12 +3,12 @@
 import os
 
 ASK = "egt"  # our key among a request's extra arguments
-ENVIRONMENT = {
+VLLM_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every weight sync of layers that have no weights
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-WITHOUT_GPU = {
+_WITHOUT_GPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine works itself instead of through one process more
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; enough for the small models that run without a GPU
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -20,6 +20,6 @@ def prepare_environment() -> None:
     """Set what is not set; must come before vLLM is imported."""
     import torch
 
-    for name, value in (ENVIRONMENT if torch.cuda.is_available() else ENVIRONMENT | WITHOUT_GPU).items():
+    for name, value in (VLLM_ENVIRONMENT if torch.cuda.is_available() else VLLM_ENVIRONMENT | _WITHOUT_GPU).items():
         os.environ.setdefault(name, value)
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # 0.29's second model runner takes no logits processors
