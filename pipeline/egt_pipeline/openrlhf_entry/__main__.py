@@ -19,6 +19,8 @@ from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, arguments, current_r
 
 _OBJECT_STORE_BYTES = 200 * 2**20  # a rollout of 256 samples with their pixels; more of it spills to disk
 _JOIN_SECONDS = 0.5
+_TOO_SLOW = "timed out during startup"  # of Ray's message
+_STARTS = 4  # of Ray: it gives its processes 30 s, no setting, which are too few where cores are busy
 
 
 def main(run_file: str) -> int:
@@ -55,15 +57,37 @@ def _start_ray(run: RunFile) -> None:
     if run.peers.size > 1:
         os.environ["RAY_GCS_SERVER_PORT"] = str(run.peers.port)
         open_to_others = {"_node_ip_address": _own_address()}
-    ray.init(
-        address="local",  # never somebody else's
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _temp_dir=str(run.ray_folder),
-        resources={pod_resource(0): 1},
-        **open_to_others,
-        **_promised(run),
-    )
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(
+                address="local",  # never somebody else's
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(run.ray_folder),
+                resources={pod_resource(0): 1},
+                **open_to_others,
+                **_promised(run),
+            )
+            return
+        except Exception as error:  # Ray raises no kind of its own
+            if _TOO_SLOW not in str(error):
+                raise
+            _end_children()
+            if not left:
+                raise EgtError(
+                    f"rl: Ray did not start in {_STARTS} times 30 s; this machine has too much else to do"
+                ) from None
+            print(f"rl: Ray did not start within 30 s; {left} more tries", flush=True)
+
+
+def _end_children() -> None:
+    """What a start that failed has left behind."""
+    import psutil
+
+    left = psutil.Process().children(recursive=True)
+    for process in left:
+        process.kill()
+    psutil.wait_procs(left, timeout=10)
 
 
 def _join_ray(run: RunFile) -> None:
