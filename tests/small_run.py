@@ -117,7 +117,7 @@ def digits_place(folder: Path, *, sizes: dict[str, int] | None = None, **stages:
         teacher.wait()
 
 
-def wait_for(address: str, process: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
+def wait_for(address: str, process: subprocess.Popen[bytes], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -44,7 +44,7 @@ class StoreSpec(Recipe):
 
     uri: str = Field(min_length=1, max_length=1024)
     """s3://bucket/prefix; on one machine also file:///path, or a path relative to the working directory."""
-    endpoint: str | None = Field(default=None, max_length=1024)
+    endpoint: str | None = Field(default=None, max_length=1024, pattern=r"^https?://[^@?#\s]+$")
     """Address of an S3 server that is not Amazon's, as in https://minio.example:9000."""
     region: str | None = Field(default=None, max_length=64)
     """Region of the bucket."""

@@ -77,7 +77,8 @@ def local_run(file: ManifestFile, store: StoreOption = None, output: OutputOptio
 def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOption = "text") -> None:
     """Say per stage what a run would do now, why, and what it takes.
 
-    Exit code 0: nothing would run; 2: something would; 64: what would run does not fit its GPUs.
+    Exit code 0: nothing would run; 2: something would; 64: the manifest or its store cannot be
+    read, or what would run does not fit its GPUs.
     """
     wants_json, run = is_json(output), load_run(file)
     try:

@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterRun]:
 
 @pytest.fixture(scope="module")
 def completed(place: ClusterRun) -> tuple[Path, dict[str, Any]]:
-    return place.apply(small_manifest()), place.wait_complete("small", 600)
+    return place.apply(small_manifest()), place.wait_complete("small", 1500)
 
 
 def test_every_stage_succeeds_at_its_first_attempt(completed: tuple[Path, dict[str, Any]]) -> None:

@@ -9,8 +9,8 @@ What is not ok is wrong: a model that does not answer has not answered correctly
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from itertools import groupby, tee
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from egt_pipeline.engines.interface import Batch, Engine
 from egt_pipeline.judgements import Judgement, judge, refused_rows, requests
 from egt_pipeline.metrics import Proportion, accuracy
 from egt_pipeline.preferences import STATUS_OK, Images, Preference, read_preferences
+from egt_pipeline.reward_model import MODEL_FOLDER
 
 PREDICTIONS_FILE = "predictions.parquet"
 PREDICTIONS = pa.schema(
@@ -74,10 +75,16 @@ def run(recipe: EvaluateRecipe, inputs: Mapping[str, Path], out: Path, context: 
     return StageResult(metrics=metrics(table))
 
 
-def _models(inputs: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
-    """The folder of each model; an adapter of rl goes on what sft has made."""
-    sft = trained_model(inputs["sft"], base_of(inputs), scratch)
-    return {"sft": sft} | ({"final": trained_model(inputs["final"], sft, scratch)} if "final" in inputs else {})
+def _models(inputs: Mapping[str, Path], scratch: Path) -> Callable[[str], Path]:
+    """The folder of a model, when it is asked for; an adapter of rl goes on what sft has made."""
+
+    @cache
+    def folder(name: str) -> Path:
+        adapted = not (inputs[name] / MODEL_FOLDER).is_dir()
+        base = (folder("sft") if name == "final" else base_of(inputs)) if adapted else None
+        return trained_model(inputs[name], base, scratch)
+
+    return folder
 
 
 class _Part:
@@ -106,7 +113,7 @@ class _Part:
 class _Judges:
     """The models of the run, loaded when a chunk needs them and one at a time: two may not fit."""
 
-    def __init__(self, recipe: EvaluateRecipe, models: Mapping[str, Path], parts: Sequence[_Part]) -> None:
+    def __init__(self, recipe: EvaluateRecipe, models: Callable[[str], Path], parts: Sequence[_Part]) -> None:
         self._recipe, self._models = recipe, models
         self._parts = {part.group: part for part in parts}
         self._max_images = max(
@@ -131,7 +138,7 @@ class _Judges:
         return Batch(requests(chunk.rows, self._parts[chunk.group].images))
 
     def _engine(self, model: str) -> Engine:
-        recipe, folder = self._recipe, self._models[model]
+        recipe, folder = self._recipe, self._models(model)
         return open_engine(
             recipe.engine,
             folder,

@@ -12,8 +12,9 @@ Its bytes depend on the recipe, the model and the data, not on how many workers 
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from itertools import chain, tee
 from pathlib import Path
 
@@ -61,9 +62,10 @@ def run(recipe: ProbeRecipe, inputs: Mapping[str, Path], out: Path, context: Con
 
     Raises TaskError when vLLM's entropies are not those of transformers (see ``audit``).
     """
-    folder, model = inputs["data"] / "rl", trained_model(inputs["model"], base_of(inputs), context.scratch)
+    folder = inputs["data"] / "rl"
     rows = read_preferences(folder, labelled=False)
     chunks = cut(rows, recipe.chunk_rows)
+    model = cache(lambda: trained_model(inputs["model"], base_of(inputs), context.scratch))
     prober = _Prober(recipe, model, folder, rows)
     commit_share(chunks, context, prober.measure, prober.tokens_per_second)
     tables = committed(chunks, context)
@@ -78,7 +80,7 @@ def run(recipe: ProbeRecipe, inputs: Mapping[str, Path], out: Path, context: Con
     names = sorted({json.loads(facts)["engine"] for facts in engines})
     figures["engine"] = ", ".join(names)
     if any(name.startswith("vllm") for name in names):
-        figures |= audit(recipe, table, rows, Images(folder), model).metrics
+        figures |= audit(recipe, table, rows, Images(folder), model()).metrics
     pq.write_table(table, out / ENTROPIES_FILE, compression="zstd")
     return StageResult(metrics=figures)
 
@@ -86,7 +88,7 @@ def run(recipe: ProbeRecipe, inputs: Mapping[str, Path], out: Path, context: Con
 class _Prober:
     """Measures chunks; the model is loaded when the first chunk needs it."""
 
-    def __init__(self, recipe: ProbeRecipe, model: Path, data: Path, rows: Sequence[Preference]) -> None:
+    def __init__(self, recipe: ProbeRecipe, model: Callable[[], Path], data: Path, rows: Sequence[Preference]) -> None:
         self._recipe, self._model = recipe, model
         self._images = Images(data)
         self._max_images = max((len(row.images) for row in rows), default=0)
@@ -115,7 +117,7 @@ class _Prober:
         engine.close()  # the audit needs its memory
 
     def _engine(self) -> Engine:
-        recipe, model = self._recipe, self._model
+        recipe, model = self._recipe, self._model()
         return open_engine(
             recipe.engine,
             model,
