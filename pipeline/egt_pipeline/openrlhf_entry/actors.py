@@ -132,7 +132,8 @@ def put_in_place() -> None:
     ppo_actor.PolicyModelActor = ray.remote(num_gpus=1)(PolicyActor)
     launcher.ReferenceModelActor = ray.remote(num_gpus=1)(ReferenceActor)
     # The trainer reads the dataset and the request to stop, which the leader alone has.
-    ppo_trainer.PPOTrainer = ray.remote(resources={pod_resource(0): TRACE})(Trainer)
+    # No CPU: an actor that names a resource would take one, and on a machine without GPUs all are promised already.
+    ppo_trainer.PPOTrainer = ray.remote(num_cpus=0, resources={pod_resource(0): TRACE})(Trainer)
     vllm_engine.RolloutRayActor = ray.remote(Rollouts)
     # The command imports its own; the package of the same name in ray.util hides the module from a plain import.
     importers: list[Any] = [launcher, vllm_engine, import_module("ray.util.placement_group")]
