@@ -31,16 +31,15 @@ PRODUCTS: Mapping[str, Gpu] = {
 
 @dataclass(frozen=True)
 class Offer:
-    """The GPUs of a run: the products it may land on, and the memory all of them have, in bytes; None: not said."""
+    """The GPUs of a run: the known products it may land on, and the memory all of them have, in bytes.
+
+    None: not known. ``named`` is whether the manifest says anything of its GPUs.
+    """
 
     products: tuple[str, ...]
     memory: int | None
     origin: str
-
-    @property
-    def named(self) -> bool:
-        """Whether the manifest says anything of its GPUs."""
-        return bool(self.products) or self.memory is not None
+    named: bool
 
     @property
     def speeds(self) -> tuple[Gpu, ...]:
@@ -58,12 +57,12 @@ def offer_of(scheduling: Scheduling) -> Offer:
         if wanted.key == PRODUCT_LABEL and wanted.operator == "In":
             chosen = [name for name in wanted.values if not chosen or name in chosen]
     known = tuple(name for name in chosen if name in PRODUCTS)
-    if len(known) < len(chosen):
-        known = ()  # one of them may be slower or smaller than all that are known
+    unknown = ", ".join(name for name in chosen if name not in PRODUCTS)
+    beside = f"; what {unknown} holds is not known" if unknown else ""
     if scheduling.gpu_memory is not None:
         number, unit = scheduling.gpu_memory[:-2], scheduling.gpu_memory[-2:]
-        return Offer(known, int(number) * _UNITS[unit], "scheduling.gpuMemory")
+        return Offer(known, int(number) * _UNITS[unit], "scheduling.gpuMemory", named=True)
     if known:
         least = min(PRODUCTS[name].memory_gib for name in known)
-        return Offer(known, least * 2**30, f"the least of what {PRODUCT_LABEL} allows")
-    return Offer((), None, "not said; scheduling.gpuMemory says it, as in 80Gi")
+        return Offer(known, least * 2**30, f"the least of what {PRODUCT_LABEL} allows{beside}", named=True)
+    return Offer((), None, f"scheduling.gpuMemory says it, as in 80Gi{beside}", named=bool(chosen))

@@ -162,7 +162,15 @@ def test_the_smallest_of_the_products_that_nodes_are_chosen_by_is_what_counts() 
     given = run_of(scheduling__nodeAffinity=wanted, scheduling__gpuMemory="35Gi").spec.scheduling
     assert offer_of(given).memory == 35 * GIB
     unheard_of = [{"key": "nvidia.com/gpu.product", "values": ["NVIDIA-H200", "NVIDIA-X1"]}]
-    assert offer_of(run_of(scheduling__nodeAffinity=unheard_of).spec.scheduling).memory is None
+    offer = offer_of(run_of(scheduling__nodeAffinity=unheard_of).spec.scheduling)
+    assert offer.memory == 140 * GIB  # it may land there, whatever the other holds
+    assert "NVIDIA-X1" in offer.origin
+
+
+def test_a_product_that_nobody_knows_is_named_and_still_a_gpu() -> None:
+    offer = offer_of(run_of(scheduling__nodeSelector={"nvidia.com/gpu.product": "NVIDIA-X1"}).spec.scheduling)
+    assert (offer.memory, offer.named) == (None, True)
+    assert "what NVIDIA-X1 holds is not known" in offer.origin
 
 
 def test_generations_of_the_paper_are_counted_from_its_rows() -> None:
