@@ -3,11 +3,13 @@
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 _PREFIX = "EGT_"
+
+Size = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")]
 
 
 class Settings(BaseModel):
@@ -47,10 +49,10 @@ class Settings(BaseModel):
     """Pause before the second attempt; it doubles from attempt to attempt."""
     backoff_limit_seconds: float = Field(default=600, gt=0)
     """Longest pause between two attempts."""
-    scratch_size: str = "100Gi"
-    """Size of the scratch volume of a pod."""
-    shared_memory_size: str = "8Gi"
-    """Size of /dev/shm: what ranks of one node exchange data through."""
+    scratch_size: Size = "100Gi"
+    """Size of the scratch volume of a pod, as in 100Gi."""
+    shared_memory_size: Size = "8Gi"
+    """Size of /dev/shm, as in 8Gi: what ranks of one node exchange data through."""
     cache_claim: str = ""
     """PersistentVolumeClaim of the run's namespace that keeps weights and caches; empty: every pod begins anew."""
     pod_security_user: int = Field(default=65532, ge=1)
