@@ -16,9 +16,13 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 demo: $(VENV)/.installed
 	bench/demo.sh $(RUNS) $(TEACHER_PORT)
 
-# Lint, types, layers, generated files, and every test but the slow ones, two files at a time.
+# Whole runs start Ray, which gives its processes a fixed time to be there: two at once are too much for two cores.
+ALONE := tests/pipeline/test_rl.py tests/test_run.py tests/cluster/test_end_to_end.py
+
+# Lint, types, layers, generated files, and every test but the slow ones, two files at a time, whole runs one by one.
 test: $(VENV)/.installed lint
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile tests
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile $(ALONE:%=--ignore=%) tests
+	$(BIN)/pytest -m "not slow" $(ALONE)
 
 # What takes longer: kill -9 at random moments, the science of the demo, two-process training in full.
 test-slow: $(VENV)/.installed

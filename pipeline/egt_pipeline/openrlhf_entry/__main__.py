@@ -20,7 +20,7 @@ from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, arguments, current_r
 _OBJECT_STORE_BYTES = 200 * 2**20  # a rollout of 256 samples with their pixels; more of it spills to disk
 _JOIN_SECONDS = 0.5
 _TOO_SLOW = "timed out during startup"  # of Ray's message
-_STARTS = 4  # of Ray: it gives its processes 30 s, no setting, which are too few where cores are busy
+_STARTS = 6  # of Ray: it gives its processes 30 s, no setting, which are too few where cores are busy
 
 
 def main(run_file: str) -> int:
