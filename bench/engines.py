@@ -24,6 +24,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from egt_pipeline.contract.recipes import ProbeRecipe
 from egt_pipeline.engines import open_engine
 from egt_pipeline.engines.interface import Batch, Generation, Request
 from egt_pipeline.judgements import judge, requests
@@ -102,7 +103,8 @@ def compare(model: Path, asked: Sequence[Request], *, tokens: int, low_precision
 
 def answers(kind: str, precision: str, model: Path, asked: Sequence[Request], tokens: int) -> list[Generation]:
     """What one engine answers, the engine closed behind it."""
-    engine = open_engine(kind, model, precision, "plain-v1", batch_size=64, max_images=1)  # type: ignore[arg-type]
+    recipe = ProbeRecipe(engine=kind, precision=precision, prompt="plain-v1", batch_size=64)  # type: ignore[arg-type]
+    engine = open_engine(recipe, model, max_images=1)
     began = time.monotonic()
     (found,) = engine.generate([Batch(asked)], max_new_tokens=tokens, temperature=0.0)
     made = sum(len(one.entropies_nats_T) for one in found)  # type: ignore[union-attr]

@@ -215,15 +215,17 @@ def zero(shape: dict[str, Any], stage: int) -> None:
 def generation(hidden: int, layers: int, samples: int, words: int, new: int, *, pictures: int = 0) -> None:
     """The transformers engine on prompts of unequal length, without ever saying the end."""
     from build_pictures import png
+    from egt_pipeline.contract.recipes import ProbeRecipe
     from egt_pipeline.engines import open_engine
-    from egt_pipeline.engines.interface import Request
+    from egt_pipeline.engines.interface import Batch, Request
     from egt_pipeline.tiny_model import build_tiny_model
 
     with tempfile.TemporaryDirectory() as folder:
         build_tiny_model(Path(folder), hidden=hidden, vision_hidden=128, layers=layers)
         config = json.loads((Path(folder) / "config.json").read_text())
-        engine: Any = open_engine("transformers", Path(folder), "bfloat16", "plain-v1", samples)
-    engine._ends = {-1}
+        recipe = ProbeRecipe(engine="transformers", prompt="plain-v1", batch_size=samples)
+        engine: Any = open_engine(recipe, Path(folder), max_images=pictures)
+    engine._vocabulary.ends = {-1}
     shown = tuple(png(1, (112, 112)) for _ in range(pictures))
     asked = [Request(" one two" * (words - place), "four", "7", shown) for place in range(samples)]
     generate, seen = engine._generate, {}
@@ -236,7 +238,7 @@ def generation(hidden: int, layers: int, samples: int, words: int, new: int, *, 
         return steps
 
     engine._generate = watched
-    engine.generate(asked, max_new_tokens=new, temperature=0.0, seed=0)
+    next(engine.generate([Batch(asked)], max_new_tokens=new, temperature=0.0))
     tell(config, "generation", samples=samples, new=new, **seen)
 
 

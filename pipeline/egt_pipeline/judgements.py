@@ -1,15 +1,17 @@
 """What a model's responses say: which answer it prefers and how sure it was of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from egt_pipeline.chunks import Chunk
 from egt_pipeline.contract.errors import ArtifactError
-from egt_pipeline.engines.interface import Generation, Refused, Request
+from egt_pipeline.engines.interface import Batch, Engine, Generation, Refused, Request
 from egt_pipeline.entropy import sentence_entropy_nats
 from egt_pipeline.preferences import PREFERENCES_FILE, STATUS_OK, Images, Preference
 from egt_pipeline.prompts import Verdict, parse_verdict
@@ -35,6 +37,26 @@ class Judgement:
     response_tokens: int | None = None
     response: str | None = None
     token_ids: list[int] | None = None
+
+
+def judge_chunks(
+    engine: Engine,
+    chunks: Iterator[Chunk],
+    batch_of: Callable[[Chunk], Batch],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+) -> Iterator[tuple[Chunk, list[Judgement]]]:
+    """The judgements of each chunk, in their order; chunks are read ahead as far as the engine has room.
+
+    The engine is closed behind the last one.
+    """
+    taken, asked = tee(chunks)
+    results = engine.generate(map(batch_of, asked), max_new_tokens=max_new_tokens, temperature=temperature)
+    # The responses first: they decide how far the engine reads ahead.
+    for found, chunk in zip(results, taken, strict=True):
+        yield chunk, [judge(result) for result in found]
+    engine.close()
 
 
 def judge(result: Generation | Refused) -> Judgement:

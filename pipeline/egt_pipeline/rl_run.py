@@ -13,7 +13,7 @@ from egt_pipeline.contract.task import Record
 from egt_pipeline.contract.training import LoRA
 from egt_pipeline.curriculum import PlannedStep
 from egt_pipeline.deepspeed_checkpoints import WEIGHTS_ONLY
-from egt_pipeline.engines.vllm_environment import VLLM_ENVIRONMENT
+from egt_pipeline.engines.vllm_environment import VLLM_ENVIRONMENT, VLLM_WITHOUT_GPU
 from egt_pipeline.peers import Peers
 
 RUN_FILE_VARIABLE = "EGT_RL_RUN"  # Ray's workers inherit it; OpenRLHF has no argument that reaches all of them
@@ -194,7 +194,5 @@ def environment(run: RunFile, run_file: Path) -> dict[str, str]:
         # After a kill its agents would wait a minute for a dead server; one in another pod may be silent for a moment.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "5" if run.peers.size == 1 else "60",
         **VLLM_ENVIRONMENT,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # on CPU: the engine works itself instead of through one process more
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; enough for the small models that run without a GPU
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **VLLM_WITHOUT_GPU,
     }

@@ -14,6 +14,7 @@ from build_model import copy_of, judge_model, random_model
 from build_pictures import png
 from egt_pipeline import prompts
 from egt_pipeline.contract.errors import ArtifactError, TaskError
+from egt_pipeline.contract.recipes import ProbeRecipe
 from egt_pipeline.engines import open_engine
 from egt_pipeline.engines.interface import Batch, Refused, Request
 from egt_pipeline.engines.token_text import TokenText
@@ -27,7 +28,8 @@ REQUESTS = (
 
 
 def opened(model, *, kind="transformers", batch_size=8, precision="float32"):
-    return open_engine(kind, model, precision, "plain-v1", batch_size=batch_size, max_images=2)
+    recipe = ProbeRecipe(engine=kind, precision=precision, prompt="plain-v1", batch_size=batch_size)
+    return open_engine(recipe, model, max_images=2)
 
 
 def generate(model, requests=REQUESTS, *, batch_size=8, precision="float32", tokens=12, temperature=0.0, seed=0):

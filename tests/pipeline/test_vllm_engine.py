@@ -29,7 +29,8 @@ BATCHES = (Batch(REQUESTS, 1), Batch(REQUESTS[:2], 2), Batch((), 3), Batch(REQUE
 
 
 def opened(kind, model, *, batch_size=3, precision="float32"):
-    return open_engine(kind, model, precision, "plain-v1", batch_size=batch_size, max_images=2)
+    recipe = ProbeRecipe(engine=kind, precision=precision, prompt="plain-v1", batch_size=batch_size)
+    return open_engine(recipe, model, max_images=2)
 
 
 def answers(engine, batches=BATCHES, *, tokens=12, temperature=0.0):

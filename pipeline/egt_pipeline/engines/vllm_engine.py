@@ -114,16 +114,14 @@ class VllmEngine:
         tokens = [list(output.outputs[0].token_ids) for output in finished]
         landed = [flying.pop(output.request_id) for output in finished]
         rows = [row for _, _, row in landed]
-        figures = self._fetch(rows, tokens)
+        figures = self._fetch([(row, len(tokens_T)) for row, tokens_T in zip(rows, tokens, strict=True)])
         for (one, place, _), tokens_T, figures_TF in zip(landed, tokens, figures, strict=True):
             one.results[place] = self._vocabulary.generation(tokens_T, figures_TF[:, 0], figures_TF[:, 1:])
         return rows
 
-    def _fetch(self, rows: list[int], tokens: list[list[int]]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
-        if not rows:
-            return []
-        wanted = [(row, len(tokens_T)) for row, tokens_T in zip(rows, tokens, strict=True)]
-        return [np.array(found, np.float64) for found in self._call("egt_fetch", wanted)]
+    def _fetch(self, wanted: list[tuple[int, int]]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
+        """What was measured of the first tokens, so many, of each row."""
+        return [np.array(found, np.float64) for found in self._call("egt_fetch", wanted)] if wanted else []
 
     def _send(self, name: str, batch: Batch, place: int, row: int, max_new_tokens: int) -> Refused | None:
         from vllm.exceptions import VLLMValidationError
@@ -166,7 +164,7 @@ class VllmEngine:
         while not (finished := [output for output in self._engine.step() if output.finished]):
             pass
         steps = finished[0].outputs[0].logprobs
-        measured_TF = self._fetch([0], [[0] * len(steps)])[0]
+        measured_TF = self._fetch([(0, len(steps))])[0]
         for (entropy, *p_digits), step in zip(measured_TF, steps, strict=True):
             log_p_V = np.array([one.logprob for one in step.values()], np.float64)
             log_p_V = log_p_V[np.isfinite(log_p_V)]

@@ -8,18 +8,19 @@ VLLM_ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every weight sync of layers that have no weights
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-_WITHOUT_GPU = {
+VLLM_WITHOUT_GPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine works itself instead of through one process more
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; enough for the small models that run without a GPU
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "TORCHDYNAMO_DISABLE": "1",  # compiling takes minutes, once per machine
 }
+_COMPILE_NOTHING = {"TORCHDYNAMO_DISABLE": "1"}  # it takes minutes, once per machine
 
 
 def prepare_environment() -> None:
     """Set what is not set; must come before vLLM is imported."""
     import torch
 
-    for name, value in (VLLM_ENVIRONMENT if torch.cuda.is_available() else VLLM_ENVIRONMENT | _WITHOUT_GPU).items():
+    without_gpu = {} if torch.cuda.is_available() else VLLM_WITHOUT_GPU | _COMPILE_NOTHING
+    for name, value in (VLLM_ENVIRONMENT | without_gpu).items():
         os.environ.setdefault(name, value)
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # 0.29's second model runner takes no logits processors

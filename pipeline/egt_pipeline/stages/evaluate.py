@@ -11,7 +11,7 @@ What is not ok is wrong: a model that does not answer has not answered correctly
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
-from itertools import groupby, tee
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,8 @@ from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.recipes import EvaluateRecipe
 from egt_pipeline.contract.task import Metric
 from egt_pipeline.engines import open_engine
-from egt_pipeline.engines.interface import Batch, Engine
-from egt_pipeline.judgements import Judgement, judge, refused_rows, requests
+from egt_pipeline.engines.interface import Batch
+from egt_pipeline.judgements import Judgement, judge_chunks, refused_rows, requests
 from egt_pipeline.metrics import Proportion, accuracy
 from egt_pipeline.preferences import STATUS_OK, Images, Preference, read_preferences
 from egt_pipeline.reward_model import MODEL_FOLDER
@@ -122,31 +122,15 @@ class _Judges:
 
     def predict(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, pa.Table]]:
         """One row for each row of each chunk."""
-        for model, found_chunks in groupby(chunks, lambda chunk: self._parts[chunk.group].model):
-            engine = self._engine(model)
-            taken, asked = tee(found_chunks)
-            results = engine.generate(
-                map(self._batch, asked), max_new_tokens=self._recipe.max_new_tokens, temperature=0.0
-            )
-            # The responses first: they decide how far the engine reads ahead.
-            for found, chunk in zip(results, taken, strict=True):
-                pairs = zip(chunk.rows, found, strict=True)
-                yield chunk, self._parts[chunk.group].table([_prediction(row, judge(result)) for row, result in pairs])
-            engine.close()
+        for model, found in groupby(chunks, lambda chunk: self._parts[chunk.group].model):
+            engine = open_engine(self._recipe, self._models(model), max_images=self._max_images)
+            longest = self._recipe.max_new_tokens
+            for chunk, judged in judge_chunks(engine, found, self._batch, max_new_tokens=longest, temperature=0.0):
+                pairs = zip(chunk.rows, judged, strict=True)
+                yield chunk, self._parts[chunk.group].table([_prediction(row, judgement) for row, judgement in pairs])
 
     def _batch(self, chunk: Chunk) -> Batch:
         return Batch(requests(chunk.rows, self._parts[chunk.group].images))
-
-    def _engine(self, model: str) -> Engine:
-        recipe, folder = self._recipe, self._models(model)
-        return open_engine(
-            recipe.engine,
-            folder,
-            recipe.precision,
-            recipe.prompt,
-            batch_size=recipe.batch_size,
-            max_images=self._max_images,
-        )
 
 
 def _prediction(row: Preference, judgement: Judgement) -> dict[str, object]:

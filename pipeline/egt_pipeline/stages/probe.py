@@ -6,7 +6,8 @@
     sentence_entropy_nats 0.31 · p_answer_1 0.95 · p_answer_2 0.05 · predicted 1 · response_tokens 23
     response "<think>..</think><answer>1</answer>" · status "ok" · reason ""
 
-Its bytes depend on the recipe, the model and the data, not on how many workers there were or which of them died.
+It depends on the recipe, the model and the data, not on how many workers there were or which of them died: to the bit
+by transformers, up to rounding by vllm, whose batches are whatever is at hand.
 """
 
 import json
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
-from itertools import chain, tee
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,8 @@ from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.recipes import ProbeRecipe
 from egt_pipeline.contract.task import Metric
 from egt_pipeline.engines import open_engine
-from egt_pipeline.engines.interface import Batch, Engine
-from egt_pipeline.judgements import Judgement, judge, refused_rows, requests
+from egt_pipeline.engines.interface import Batch
+from egt_pipeline.judgements import Judgement, judge_chunks, refused_rows, requests
 from egt_pipeline.metrics import tie_share
 from egt_pipeline.preferences import STATUS_OK, Images, Preference, read_preferences
 
@@ -100,32 +101,16 @@ class _Prober:
         if first is None:
             return
         recipe = self._recipe
-        engine = self._engine()
+        engine = open_engine(recipe, self._model(), max_images=self._max_images)
         facts = {ENGINE_KEY: json.dumps(engine.facts)}
-        taken, asked = tee(chain([first], chunks))
-        temperature = 0.0 if recipe.generations == 1 else 1.0
-        results = engine.generate(
-            map(self._batch, asked), max_new_tokens=recipe.max_new_tokens, temperature=temperature
-        )
+        longest, temperature = recipe.max_new_tokens, 0.0 if recipe.generations == 1 else 1.0
         started = time.monotonic()
-        # The responses first: they decide how far the engine reads ahead.
-        for found, chunk in zip(results, taken, strict=True):
-            judged = [judge(result) for result in found]
+        for chunk, judged in judge_chunks(
+            engine, chain([first], chunks), self._batch, max_new_tokens=longest, temperature=temperature
+        ):
             self._seconds, started = self._seconds + time.monotonic() - started, time.monotonic()
             self._tokens += sum(judgement.response_tokens or 0 for judgement in judged)
             yield chunk, _table(chunk, recipe.generations, judged).replace_schema_metadata(facts)
-        engine.close()  # the audit needs its memory
-
-    def _engine(self) -> Engine:
-        recipe, model = self._recipe, self._model()
-        return open_engine(
-            recipe.engine,
-            model,
-            recipe.precision,
-            recipe.prompt,
-            batch_size=recipe.batch_size,
-            max_images=self._max_images,
-        )
 
     def _batch(self, chunk: Chunk) -> Batch:
         asked = [row for row in chunk.rows for _ in range(self._recipe.generations)]
