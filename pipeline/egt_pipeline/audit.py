@@ -82,5 +82,7 @@ def _sample(table: pa.Table) -> list[Mapping[str, Any]]:
     names = zip(usable["sample_id"].to_pylist(), usable["generation"].to_pylist(), strict=True)
     lots = [hashlib.sha256(f"{sample_id} {generation}".encode()).hexdigest() for sample_id, generation in names]
     drawn = sorted(range(len(lots)), key=lots.__getitem__)[:AUDITED_ROWS]
-    rows: list[Mapping[str, Any]] = usable.select(["row", "predicted", "token_ids", *_COMPARED]).take(pa.array(drawn, pa.int64())).to_pylist()
+    rows: list[Mapping[str, Any]] = (
+        usable.select(["row", "predicted", "token_ids", *_COMPARED]).take(pa.array(drawn, pa.int64())).to_pylist()
+    )
     return rows
