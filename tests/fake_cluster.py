@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from egt_operator.cache import Kind
-from egt_operator.children import JOB_LABEL
+from egt_operator.children import JOB_LABEL, NUDGED
 from egt_operator.cluster_errors import Conflict, Refused
-from egt_operator.render import RUN_LABEL, STAGE_LABEL, TASK_ANNOTATION
-from fake_stages import Ending, Script, summary
+from egt_operator.render import RUN_LABEL, STAGE_LABEL
+from fake_stages import Ending, Script, end
 
 Body = dict[str, Any]
 
@@ -33,10 +33,14 @@ class FakeCluster:
     logs: dict[str, str] = field(default_factory=dict)
     events: dict[str, Body] = field(default_factory=dict)
     created: list[str] = field(default_factory=list)
+    unmade: str = ""
+    """Why no pod can be made; empty: they can."""
     queues: set[str] = field(default_factory=lambda: {"gpus"})
 
     def __post_init__(self) -> None:
         self._version = 0
+        self._given_up: set[str] = set()
+        self._said = ""
         self._objects: dict[Kind, dict[str, Body]] = {"run": {}, "job": {}, "pod": {}}
 
     def clock(self) -> datetime:
@@ -85,7 +89,11 @@ class FakeCluster:
 
     def _make_pods(self, job: Body) -> None:
         name = job["metadata"]["name"]
-        if job["spec"]["runPolicy"].get("suspend") or job.get("status", {}).get("conditions"):
+        if job["spec"]["runPolicy"].get("suspend") or job.get("status", {}).get("conditions") or name in self._given_up:
+            return
+        if self.unmade:  # training-operator waits longer after each failure, unless the job changes
+            self._given_up.add(name)
+            self._said = self.unmade
             return
         owner = {"kind": "PyTorchJob", "name": name, "uid": job["metadata"]["uid"], "controller": True}
         for kind, replica in job["spec"]["pytorchReplicaSpecs"].items():
@@ -109,26 +117,8 @@ class FakeCluster:
         elif status["phase"] == "Running":
             ran = self.now - datetime.fromisoformat(status["startTime"].replace("Z", "+00:00"))
             if ran.total_seconds() >= ending.seconds:
-                self._end(pod, ending)
-
-    def _end(self, pod: Body, ending: Ending) -> None:
-        task = json.loads(pod["metadata"]["annotations"][TASK_ANNOTATION])
-        ended = {
-            "exitCode": ending.exit_code,
-            "reason": ending.reason or ("Error" if ending.exit_code else "Completed"),
-            "startedAt": pod["status"]["startTime"],
-            "finishedAt": self._time(),
-        }
-        ended["message"] = (
-            summary(task, self.published) if ending.message is None and not ending.exit_code else ending.message or ""
-        )
-        phase = "Failed" if ending.exit_code else "Succeeded"
-        conditions = (
-            [{"type": "DisruptionTarget", "status": "True", "reason": ending.disruption}] if ending.disruption else []
-        )
-        container = [{"name": "pytorch", "state": {"terminated": ended}}]
-        pod["status"] |= {"phase": phase, "conditions": conditions, "containerStatuses": container}
-        self._store("pod", pod)
+                end(pod, ending, self._time(), self.published)
+                self._store("pod", pod)
 
     def _conclude(self, job: Body) -> None:
         """As training-operator 1.9.4 with cleanPodPolicy Running: a failed pod, or the end of the master, decides."""
@@ -203,7 +193,9 @@ class FakeCluster:
         if job["kind"] != "PyTorchJob":
             raise Refused(422, "not a PyTorchJob")
         self.created.append(name)
-        stored = self._store("job", copy.deepcopy(job))
+        made = copy.deepcopy(job)
+        made["metadata"]["creationTimestamp"] = self._time()
+        stored = self._store("job", made)
         self._done()
         return stored
 
@@ -213,6 +205,18 @@ class FakeCluster:
         if found is not None and found["metadata"]["uid"] == uid:
             self.delete("job", name)
         self._done()
+
+    async def nudge_job(self, _namespace: str, name: str, uid: str, now: datetime) -> None:
+        self._count("nudge_job")
+        found = self._objects["job"].get(name)
+        if found is not None and found["metadata"]["uid"] == uid:
+            self._given_up.discard(name)
+            found["metadata"].setdefault("annotations", {})[NUDGED] = now.isoformat(timespec="seconds")
+            self._store("job", found)
+        self._done()
+
+    async def why_no_pods(self, _namespace: str, _job_uid: str) -> str:
+        return self._said
 
     async def remove_run(self, _namespace: str, name: str, _uid: str) -> None:
         self._count("remove_run")

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from egt_operator.render import TASK_ANNOTATION
+
 CONTENT = dict.fromkeys(("model", "sft", "rl", "rl-unlabelled", "evaluate"), "c0ffee")
 
 
@@ -34,3 +36,17 @@ def summary(task: Mapping[str, Any], published: dict[str, str]) -> str:
     )
     return json.dumps({"stage": task["stage"], "digest": digest, "phase": "Succeeded", "exit_code": 0,
                        "content": CONTENT if prepare else {}, "metrics": metrics})  # fmt: skip
+
+
+def end(pod: dict[str, Any], ending: Ending, now: str, published: dict[str, str]) -> None:
+    """The pod's status as its node leaves it."""
+    task = json.loads(pod["metadata"]["annotations"][TASK_ANNOTATION])
+    reason = ending.reason or ("Error" if ending.exit_code else "Completed")
+    well = ending.message is None and not ending.exit_code
+    message = summary(task, published) if well else ending.message or ""
+    ended = {"exitCode": ending.exit_code, "reason": reason, "message": message,
+             "startedAt": pod["status"]["startTime"], "finishedAt": now}  # fmt: skip
+    pod["status"]["phase"] = "Failed" if ending.exit_code else "Succeeded"
+    pod["status"]["containerStatuses"] = [{"name": "pytorch", "state": {"terminated": ended}}]
+    if ending.disruption:
+        pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": ending.disruption}]

@@ -162,10 +162,10 @@ class EGTRunSpec(Recipe):
     """Reinforcement learning."""
     evaluate: EvaluateStage = EvaluateStage()
     """The scores on held-out data."""
-    scheduling: Scheduling = Scheduling()
-    """Queue, priority and nodes of all pods."""
-    pod_template: PodTemplate = PodTemplate()
-    """What is laid over every pod."""
+    scheduling: Annotated[Scheduling, Placement] = Scheduling()
+    """Queue, priority and nodes of all pods; a change counts from the next attempt of a stage on."""
+    pod_template: Annotated[PodTemplate, Placement] = PodTemplate()
+    """What is laid over every pod; a change counts from the next attempt of a stage on."""
     backend: Literal["PyTorchJob"] = "PyTorchJob"
     """Which kind of job a stage becomes."""
     managed_by: Literal["egt.dev/operator", "kueue.x-k8s.io/multikueue"] = "egt.dev/operator"
@@ -182,7 +182,7 @@ class EGTRunSpec(Recipe):
     """The run fails when one stage has waited in the queue this long; null: never."""
     hang_deadline_seconds: Annotated[int, Placement, Field(ge=30)] = 3600
     """A stage that shows no progress for this long is ended and tried again; loading a large model shows none."""
-    retry: Retry = Retry()
+    retry: Annotated[Retry, Placement] = Retry()
     """How often a stage starts again, by class of failure."""
     ttl: Annotated[TimeToLive, Placement] = TimeToLive()
     """When a finished run is removed from the cluster; its artifacts stay."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from egt_pipeline.contract.base import Recipe
+from egt_pipeline.contract.base import Placement, Recipe
 
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # A child is called <run>-<stage>-a<attempt> and its pods <child>-worker-<n>: 40 leaves 23 of a label's 63 characters.
@@ -12,7 +12,7 @@ NAME_LENGTH = 40
 
 Attempts = Annotated[int, Field(ge=0, le=1000)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
-ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
+ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
 
 class Metadata(Recipe):
@@ -48,9 +48,9 @@ class StoreSpec(Recipe):
     """Address of an S3 server that is not Amazon's, as in https://minio.example:9000."""
     region: str | None = Field(default=None, max_length=64)
     """Region of the bucket."""
-    credentials_secret: ObjectName | None = None
+    credentials_secret: Annotated[ObjectName | None, Placement] = None
     """Secret in the run's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; null: the pod's own identity."""
-    ca_secret: ObjectName | None = None
+    ca_secret: Annotated[ObjectName | None, Placement] = None
     """Secret in the run's namespace with ca.crt, the authority that signed the endpoint's certificate."""
     ca_file: str | None = Field(default=None, min_length=1, max_length=1024)
     """File with that authority, for runs without a cluster."""

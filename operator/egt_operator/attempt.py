@@ -8,8 +8,8 @@ from typing import Literal
 from egt_operator.api import EGTRun
 from egt_operator.api_status import Failure, FailureClass, StageStatus, Stopping
 from egt_operator.attempt_times import FIRST_SECONDS, Evidence, clocked, ended, of_this_turn, settles
-from egt_operator.children import Pod
-from egt_operator.observe import HOPELESS, IMAGE, Cause, Seen, observe
+from egt_operator.children import Job, Pod
+from egt_operator.observe import HOPELESS, IMAGE, UNMADE, Cause, Seen, observe
 from egt_operator.plan import Phase
 from egt_operator.render import pods_of
 from egt_operator.settings import Settings
@@ -31,6 +31,9 @@ _CLASS_OF_STOP: Mapping[Stopping, FailureClass] = {
     "RankReplaced": "NodeLost",
     "Deleted": "Preempted",
 }
+UNMADE_SECONDS = 20.0
+"""After so long without its pods a job is asked why; a busy training-operator takes a few seconds."""
+_NUDGE_SECONDS = 60.0  # training-operator itself waits longer after each failure, up to 17 minutes
 _POLL_SECONDS = 1.0  # while pods end
 _MESSAGE_CHARACTERS = 4000  # of a failed pod's last words; what Kubernetes keeps of them is about as long
 
@@ -43,6 +46,7 @@ class Step:
     active_seconds: float
     create: bool = False
     delete: bool = False
+    nudge: bool = False
     summary: Summary | None = None
     inputs_missing: bool = False
     wake: datetime | None = None
@@ -53,7 +57,7 @@ def follow(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settin
     if evidence.job is None:
         return _without_job(run, stage, evidence, settings)
     job, evidence = evidence.job, replace(evidence, pods=of_this_turn(stage, evidence.pods))
-    seen = observe(job, evidence.pods, pods_of(run, stage.name))
+    seen = observe(job, evidence.pods, pods_of(run, stage.name), evidence.unmade)
     if seen.reason != "Starting" and settles(stage, seen, evidence) is None:  # each stage would cost one write more
         stage = stage.model_copy(update={"job_uid": job.uid})
     if seen.state == "Succeeded":
@@ -71,7 +75,8 @@ def follow(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settin
     if why is not None:
         stopped = stage.model_copy(update={"stopping": why, "reason": why, "message": message})
         return Step(stopped, active, delete=True)
-    return Step(stage, active, wake=_next_deadline(run, stage, seen, evidence, settings))
+    nudge = seen.reason == UNMADE and _next_nudge(job) <= evidence.now
+    return Step(stage, active, nudge=nudge, wake=_next_deadline(run, stage, seen, evidence, settings))
 
 
 def _without_job(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settings) -> Step:
@@ -135,6 +140,23 @@ def _placed(pods: Sequence[Pod]) -> datetime | None:
     return max((pod.scheduled or pod.created for pod in pods), default=None)
 
 
+def without_pods(run: EGTRun, stage: StageStatus, job: Job, pods: Sequence[Pod], now: datetime) -> bool:
+    """True for a job that has been there for a while, and some of whose pods have not."""
+    waits = not job.suspended and job.outcome is None and stage.running_since is None
+    late = now >= job.created + timedelta(seconds=UNMADE_SECONDS)
+    return waits and late and len(pods) < pods_of(run, stage.name)
+
+
+def _next_nudge(job: Job) -> datetime:
+    return (job.nudged or job.created) + timedelta(seconds=_NUDGE_SECONDS)
+
+
+def _next_question(job: Job, now: datetime) -> datetime:
+    """When to ask (again) why the job has no pods."""
+    times = (job.created + timedelta(seconds=UNMADE_SECONDS), _next_nudge(job))
+    return min((time for time in times if time > now), default=now + timedelta(seconds=_NUDGE_SECONDS))
+
+
 def _next_deadline(
     run: EGTRun, stage: StageStatus, seen: Seen, evidence: Evidence, settings: Settings
 ) -> datetime | None:
@@ -142,6 +164,8 @@ def _next_deadline(
     spec, due = run.spec, []
     if (settled := settles(stage, seen, evidence)) is not None:
         due.append(settled)
+    if evidence.job and seen.state == "Pending" and len(evidence.pods) < pods_of(run, stage.name):
+        due.append(_next_question(evidence.job, evidence.now))
     if stage.running_since and spec.active_deadline_seconds is not None:
         left = spec.active_deadline_seconds - evidence.active_seconds
         due.append(stage.running_since + timedelta(seconds=left))

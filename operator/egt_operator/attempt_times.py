@@ -26,6 +26,8 @@ class Evidence:
     progress: Progress | None
     heard: datetime | None
     active_seconds: float
+    unmade: str = ""
+    """Why pods of the job cannot be made, as training-operator said last."""
 
 
 def clocked(run: EGTRun, stage: StageStatus, seen: Seen, evidence: Evidence) -> tuple[StageStatus, float]:

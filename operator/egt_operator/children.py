@@ -9,6 +9,8 @@ from egt_operator.api import KIND
 from egt_operator.render import CONTAINER
 
 JOB_LABEL = "training.kubeflow.org/job-name"  # training-operator's own
+NUDGED = "egt.dev/nudged"
+"""Annotation of a job whose pods cannot be made: when training-operator was last brought to try again."""
 _EVICTED = ("Evicted", "Preempting", "Preempted")
 
 
@@ -61,11 +63,14 @@ class Job:
     name: str
     uid: str
     owner_uid: str
+    created: datetime
     owner_name: str = ""
     """The EGTRun it belongs to; empty if it is another kind of object's, or nobody's."""
     suspended: bool = False
     outcome: Literal["Succeeded", "Failed"] | None = None
     message: str = ""
+    nudged: datetime | None = None
+    """When training-operator was last brought to try again."""
 
 
 def parse_pod(body: Mapping[str, Any]) -> Pod:
@@ -128,10 +133,12 @@ def parse_job(body: Mapping[str, Any]) -> Job:
         name=metadata["name"],
         uid=metadata["uid"],
         owner_uid=owner.get("uid", ""),
+        created=_time(metadata["creationTimestamp"]),
         owner_name=owner["name"] if owner.get("kind") == KIND else "",
         suspended=bool(body["spec"].get("runPolicy", {}).get("suspend")),
         outcome=outcome,  # type: ignore[arg-type]
         message=true[outcome].get("message", "") if outcome else "",
+        nudged=_time(nudged) if (nudged := (metadata.get("annotations") or {}).get(NUDGED)) else None,
     )
 
 

@@ -18,8 +18,8 @@ from egt_operator.geometry import geometry_of
 from egt_operator.local import LocalRun, StageOutcome, outcome, run_local
 from egt_operator.local_view import LocalView
 from egt_operator.manifest_file import load_run
-from egt_operator.plan import forecast
-from egt_operator.plan_view import print_estimate, print_plan
+from egt_operator.plan import forecast, forecast_without_store
+from egt_operator.plan_view import print_plan
 from egt_operator.schema import generated_files
 from egt_operator.sweep_cli import sweep_app
 from egt_pipeline.cli import data_app, model_app
@@ -78,15 +78,18 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
     """Say per stage what a run would do now, why, and what it takes.
 
     Exit code 0: nothing would run; 2: something would; 64: the manifest or its store cannot be
-    read, or what would run does not fit its GPUs.
+    read, or what would run does not fit its GPUs; 69: the store does not answer. What a run
+    needs is said in any case.
     """
     wants_json, run = is_json(output), load_run(file)
     try:
         local = open_local(run, store)
         links, found = local.chain()
-    except EgtError:  # no store, no key, a damaged artifact: what the manifest alone says is still of use
-        if not wants_json:
-            print_estimate(Console(), estimate(run, geometry_of(run.spec.model), {}))
+    except EgtError as error:  # no store, no key, a damaged artifact: what the manifest alone says is still of use
+        needs = estimate(run, geometry_of(run.spec.model), {})
+        refused = refusals(run.spec, needs)
+        print_plan(forecast_without_store(run.recipes, str(error)), needs, refused, as_json=wants_json)
+        check_fits(refused)
         raise
     lines = forecast(links, set(found), local.past())
     needs = estimate(run, geometry_of(run.spec.model), prepared_metrics(found))

@@ -3,11 +3,10 @@
 Watching is kopf's (see handlers); what is read here is read because a decision needs it fresh or seldom.
 """
 
-import asyncio
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from kubernetes.aio import config
@@ -17,8 +16,9 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from egt_operator.api import GROUP, VERSION
 from egt_operator.cache import Kind
-from egt_operator.children import JOB_LABEL
+from egt_operator.children import JOB_LABEL, NUDGED
 from egt_operator.cluster_errors import Conflict, NotServed, Refused, meaning
+from egt_operator.rate import Bucket
 from egt_operator.render import RUN_LABEL
 
 Body = dict[str, Any]
@@ -42,22 +42,6 @@ PAGE = 100  # objects of one answer; one takes up to 100 kB of memory while it i
 REQUEST_SECONDS = 30.0  # a request that takes longer has most likely lost its connection
 LOG_SECONDS = 10.0  # a node that takes longer does not answer
 LOG_BYTES = 64 * 2**10  # of a log's end: progress is said every ten seconds
-
-
-class Bucket:
-    """Requests by rate: ``rate`` a second on average, ``burst`` at once."""
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate, self._burst = rate, burst
-        self._tokens, self._at = float(burst), time.monotonic()
-
-    async def take(self) -> None:
-        """Returns when a request may be sent; requests that wait go in the order they came."""
-        now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate) - 1
-        self._at = now
-        if self._tokens < 0:
-            await asyncio.sleep(-self._tokens / self._rate)
 
 
 class Cluster:
@@ -120,6 +104,19 @@ class Cluster:
         """Delete that very job, its pods with it; nothing happens if it is gone."""
         await self._delete(f"{JOBS.format(namespace=namespace)}/{name}", uid)
 
+    async def nudge_job(self, namespace: str, name: str, uid: str, now: datetime) -> None:
+        """Touch that very job, so that training-operator looks at it now; nothing happens if it is gone."""
+        body = {"metadata": {"uid": uid, "annotations": {NUDGED: now.isoformat(timespec="seconds")}}}
+        path = f"{JOBS.format(namespace=namespace)}/{name}"
+        await self._if_there("PATCH", path, body, content="application/merge-patch+json")
+
+    async def why_no_pods(self, namespace: str, job_uid: str) -> str:
+        """What training-operator said last of pods of this job that could not be made; empty: nothing."""
+        query = {"fieldSelector": f"involvedObject.uid={job_uid},type=Warning", "limit": PAGE}
+        events = json.loads(await self._text("GET", EVENTS.format(namespace=namespace), query=query))["items"]
+        failed = [event for event in events if event["reason"].startswith("FailedCreate")]
+        return max(failed, key=lambda event: event["lastTimestamp"] or "")["message"] if failed else ""
+
     async def pods(self, namespace: str, job: str) -> list[Body]:
         """The pods of a PyTorchJob."""
         query = {"labelSelector": f"{JOB_LABEL}={job}"}
@@ -180,10 +177,13 @@ class Cluster:
             raise
 
     async def _delete(self, path: str, uid: str) -> None:
-        options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        await self._if_there("DELETE", path, {"preconditions": {"uid": uid}, "propagationPolicy": "Background"})
+
+    async def _if_there(self, method: str, path: str, body: Body, *, content: str = "application/json") -> None:
+        """Ask for what names a uid; nothing happens if that object is gone, whatever has its name by now."""
         try:
-            await self._call("DELETE", path, options)
-        except Conflict:  # another of that name by now
+            await self._call(method, path, body, content=content)
+        except Conflict:
             return
         except ApiException as error:
             if error.status != 404:

@@ -24,11 +24,14 @@ RULES = (
         GROUP, "egtruns/finalizers", ("update",), "its jobs block its deletion (OwnerReferencesPermissionEnforcement)"
     ),
     Rule(
-        "kubeflow.org", "pytorchjobs", ("get", "list", "watch", "create", "delete"), "one for each attempt of a stage"
+        "kubeflow.org",
+        "pytorchjobs",
+        ("get", "list", "watch", "create", "patch", "delete"),
+        "one for each attempt of a stage; touched when its pods could not be made",
     ),
     Rule("", "pods", ("list", "watch"), "why an attempt failed stands in its pods"),
     Rule("", "pods/log", ("get",), "the progress of a stage stands in its log"),
-    Rule("", "events", ("create",), "what happened, for kubectl describe"),
+    Rule("", "events", ("list", "create"), "why pods cannot be made; and what happened, for kubectl describe"),
     Rule("kueue.x-k8s.io", "localqueues", ("get",), "a queue that does not exist is said at once"),
 )
 # Nodes belong to no namespace: an operator of some namespaces only gets on without.

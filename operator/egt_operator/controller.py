@@ -208,6 +208,8 @@ class Controller:
             return
         for job in decision.delete:
             await self._cluster.delete_job(owner.namespace, job.name, job.uid)
+        if decision.nudge is not None:
+            await self._cluster.nudge_job(owner.namespace, decision.nudge.name, decision.nudge.uid, self._now())
         if decision.create is not None:
             await self._create(key, run, world, decision, decision.create)
         if decision.wake is not None:

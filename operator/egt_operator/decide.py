@@ -33,7 +33,8 @@ _CLEANED_SECONDS = 15.0  # within it training-operator has removed the other pod
 class World:
     """What was seen of one run. ``heard`` is when the log of its stage was read last.
 
-    ``refusals`` are reasons and messages why it cannot start, as an unknown queue.
+    ``refusals`` are reasons and messages why it cannot start, as an unknown queue; ``unmade`` is why the job at work
+    has no pods.
     """
 
     now: datetime
@@ -44,15 +45,18 @@ class World:
     progress: Progress | None = None
     heard: datetime | None = None
     refusals: Sequence[tuple[str, str]] = ()
+    unmade: str = ""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The status to write first, then what to delete and create, and when to look again without an event."""
+    """The status to write first, then what to delete, nudge and create, and when to look again without an event."""
 
     status: EGTRunStatus
     create: StageStatus | None = None
     delete: tuple[Job, ...] = ()
+    nudge: Job | None = None
+    """A job that training-operator is to look at again."""
     wake: datetime | None = None
     remove_run: bool = False
 
@@ -104,6 +108,7 @@ def _follow(run: EGTRun, status: EGTRunStatus, active: StageStatus, world: World
         progress=world.progress,
         heard=world.heard,
         active_seconds=status.active_seconds,
+        unmade=world.unmade,
     )
     step = follow(run, active, evidence, settings)
     status = with_stage(status, step.stage).model_copy(update={"active_seconds": step.active_seconds})
@@ -112,7 +117,8 @@ def _follow(run: EGTRun, status: EGTRunStatus, active: StageStatus, world: World
     elif step.inputs_missing:
         status = made_again(status)
     delete = (evidence.job,) if step.delete and evidence.job is not None else ()
-    return Decision(status, create=step.stage if step.create else None, delete=delete, wake=step.wake)
+    create, nudge = step.stage if step.create else None, evidence.job if step.nudge else None
+    return Decision(status, create=create, delete=delete, nudge=nudge, wake=step.wake)
 
 
 def _in_the_way(run: EGTRun, status: EGTRunStatus, job: Job, world: World, settings: Settings) -> Decision:

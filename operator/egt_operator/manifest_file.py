@@ -75,12 +75,19 @@ def load(path: Path, kind: type[Kind]) -> Kind:
     if not isinstance(data, dict) or not isinstance(node, MappingNode):
         raise TaskError(f"{path}: holds no {kind.__name__}; its file starts with apiVersion, kind and metadata")
     try:
-        return kind.model_validate(data, by_alias=True, by_name=False)
+        return kind.model_validate(_without_nulls(data), by_alias=True, by_name=False)
     except ValidationError as error:
         wrong = error.errors()
         lines = [f"{path}:{_line(node, details['loc'])}: {say(details, kind)}" for details in wrong[:_LISTED]]
         rest = [f"{path}: and {len(wrong) - _LISTED} more"] if len(wrong) > _LISTED else []
         raise TaskError("\n".join(lines + rest)) from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Fields that are null are left out, as the API server does it: they have their defaults."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inside) for key, inside in value.items() if inside is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _read(path: Path) -> str:

@@ -27,6 +27,9 @@ State = Literal["Queued", "Pending", "Running", "Succeeded", "Failed"]
 # Reasons of a waiting container that no waiting cures; a kubelet tries image pulls again, so they get some time.
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError")
 IMAGE = ("ErrImagePull", "ImagePullBackOff")
+UNMADE = "PodsRefused"
+"""Reason of an attempt whose pods the cluster does not let be made, as by a quota."""
+_INVALID = " is invalid: "  # the API server's words for what no waiting cures
 _BY_EXIT_CODE: Mapping[int, FailureClass] = {
     TaskError.exit_code: "UserError",
     ArtifactError.exit_code: "BadInput",
@@ -68,8 +71,8 @@ class Seen:
     """Pods that may still write somewhere."""
 
 
-def observe(job: Job, pods: Sequence[Pod], expected: int) -> Seen:
-    """What the attempt does, of ``expected`` pods.
+def observe(job: Job, pods: Sequence[Pod], expected: int, unmade: str = "") -> Seen:
+    """What the attempt does, of ``expected`` pods; ``unmade`` says why some of them cannot be made.
 
     An ended pod says more than its job, which hears of it later; the first rank's summary is the stage's.
     """
@@ -87,7 +90,7 @@ def observe(job: Job, pods: Sequence[Pod], expected: int) -> Seen:
     if job.outcome == "Succeeded":
         # Its pod was removed before it was read. What it published is found by the next attempt.
         return Seen("Failed", cause=Cause("Crash", "the pod was removed before its last words were read"), alive=alive)
-    return _waiting(pods, expected, alive)
+    return _waiting(pods, expected, alive, unmade)
 
 
 def _ended_well(first: Pod, alive: int) -> Seen:
@@ -99,13 +102,17 @@ def _ended_well(first: Pod, alive: int) -> Seen:
     return Seen("Succeeded", summary=summary, alive=alive)
 
 
-def _waiting(pods: Sequence[Pod], expected: int, alive: int) -> Seen:
+def _waiting(pods: Sequence[Pod], expected: int, alive: int, unmade: str) -> Seen:
     for pod in pods:
         if pod.reason in HOPELESS or pod.reason in IMAGE:
             return Seen("Pending", pod.reason, f"{pod.name}: {pod.message or pod.reason}", alive=alive)
     for pod in pods:
         if pod.unschedulable:
             return Seen("Pending", "Unschedulable", f"{pod.name}: {pod.unschedulable}", alive=alive)
+    if len(pods) < expected and _INVALID in unmade:
+        return Seen("Failed", cause=Cause("UserError", f"its pods cannot be made: {unmade}"), alive=alive)
+    if len(pods) < expected and unmade:
+        return Seen("Pending", UNMADE, f"{len(pods)} of {expected} pods could be made: {unmade}", alive=alive)
     running = sum(pod.phase == "Running" for pod in pods)
     if len(pods) >= expected and running == alive and running:
         return Seen("Running", alive=alive)

@@ -5,7 +5,7 @@ A task once started stays wanted as long as its digest does, even when the artif
 a running job must never be deleted because somebody cleaned up upstream.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from egt_pipeline.contract.chain import Link
 from egt_pipeline.contract.graph import STAGES, StageName
 
-Action = Literal["run", "reuse", "disabled"]
+Action = Literal["run", "reuse", "disabled", "unknown"]
 UNKNOWN = "unknown until prepare has read the data"
 
 
@@ -116,6 +116,16 @@ def forecast(
             lines.append(Forecast(stage.name, "reuse", link.digest, "published already"))
         else:
             lines.append(Forecast(stage.name, "run", link.digest, _why(link, past.get(stage.name))))
+    return lines
+
+
+def forecast_without_store(enabled: Container[StageName], trouble: str) -> list[Forecast]:
+    """Per stage: nothing can be said of it; why stands at the first."""
+    lines = []
+    for stage in STAGES:
+        reason = trouble if stage.name is StageName.PREPARE else "what is published is not known"
+        found = Forecast(stage.name, "unknown", None, reason)
+        lines.append(found if stage.name in enabled else Forecast(stage.name, "disabled", None, "enabled: false"))
     return lines
 
 

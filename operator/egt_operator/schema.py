@@ -32,6 +32,7 @@ _LIST_KEYS = {("EGTRunStatus", "conditions"): "type", ("Data", "evaluate"): "nam
 _COLUMNS = (
     ("Stage", "string", ".status.stage", "The stage at work."),
     ("Phase", "string", ".status.phase", "Pending, Running, Suspended, Complete or Failed."),
+    ("Reason", "string", '.status.conditions[?(@.type=="Running")].reason', "Why it is in that phase, in one word."),
     ("Progress", "string", ".status.progress", "How far the run is."),
     ("Accuracy", "string", ".status.accuracy", "Of the final model, on the first source of data.evaluate."),
     ("Queue", "string", ".spec.scheduling.queue", "The queue that admits its stages."),

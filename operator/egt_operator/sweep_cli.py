@@ -165,6 +165,12 @@ def manifests(
     sweep, runs = read_sweep(file)
     if out.exists() and any(out.iterdir()):
         raise TaskError(f"--out: {out} is not empty; runs of an earlier sweep would be applied too")
+    here = next((entry for entry in runs if not entry.run.spec.store.uri.startswith("s3://")), None)
+    if here is not None:
+        uri = here.run.spec.store.uri
+        raise TaskError(
+            f"{file}: {here.name}: store.uri: {uri!r} is on this machine; a cluster takes s3://bucket/prefix"
+        )
     # Neither store nor sources are asked: both may be out of reach from where manifests are written.
     order = waves([tasks_of(chain(entry.run.recipes, source_fingerprint="", prepared=None)) for entry in runs])
     for number, wave in enumerate(order, 1):

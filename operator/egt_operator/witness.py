@@ -5,6 +5,7 @@ from datetime import datetime
 
 from egt_operator.api import EGTRun
 from egt_operator.api_status import StageStatus
+from egt_operator.attempt import without_pods
 from egt_operator.attempt_times import FIRST_SECONDS
 from egt_operator.cache import Cache
 from egt_operator.cluster import Cluster
@@ -44,6 +45,7 @@ class Witness:
             progress=heard.progress if heard else None,
             heard=heard.at if heard else None,
             refusals=await self._refusals(known.owner.namespace, run, active),
+            unmade=await self._why_no_pods(key, known.owner.namespace, run, active),
         )
 
     async def _hear_last_words(self, key: str, namespace: str, name: str) -> None:
@@ -56,6 +58,16 @@ class Witness:
             return
         for body in await self._cluster.pods(namespace, name):
             self._cache.keep("pod", body)
+
+    async def _why_no_pods(self, key: str, namespace: str, run: EGTRun, active: StageStatus | None) -> str:
+        """Why the job at work is still without all its pods, which is no part of its status; empty if it is not."""
+        job = self._cache.jobs(key).get(active.job or "") if active is not None else None
+        if active is None or job is None:
+            return ""
+        pods = [pod for pod in self._cache.pods(key) if pod.owner_uid == job.uid]
+        if not without_pods(run, active, job, pods, self._now()):
+            return ""
+        return await self._cluster.why_no_pods(namespace, job.uid)
 
     def _heard(self, key: str, known: KnownRun, run: EGTRun, active: StageStatus | None) -> Heard | None:
         """What the log of a running stage has said; it is read when it is time to, and when the stage seems to hang."""

@@ -18,9 +18,10 @@ from kubernetes.aio.client.api_client import ApiClient
 from build_egtrun import egtrun
 from cluster import Cluster as WholeCluster
 from egt_operator.cache import Kind, run_key
-from egt_operator.cluster import Bucket, Cluster
+from egt_operator.cluster import Cluster
 from egt_operator.cluster_errors import TROUBLE
 from egt_operator.controller import Controller
+from egt_operator.rate import Bucket
 from egt_operator.settings import Settings
 from egt_operator.telemetry import Telemetry
 from node_api import NodeApi

@@ -138,6 +138,24 @@ def test_no_node_that_fits(place: ClusterRun, operator: RunningOperator) -> None
         place.cluster.kubectl(*taint[:-1], "reserved:NoSchedule-")
 
 
+def test_a_quota_that_leaves_no_room(place: ClusterRun, operator: RunningOperator) -> None:
+    place.cluster.kubectl("create", "quota", "none", "--hard=pods=0")
+    try:
+        begin(place, "crowded")
+        wait_for("it says why", lambda: place.stage("crowded", "prepare").get("reason") == "PodsRefused", SECONDS)
+        assert "exceeded quota: none" in place.stage("crowded", "prepare")["message"]
+    finally:
+        place.cluster.kubectl("delete", "quota", "none")
+    wait_for("it goes on", lambda: place.stage("crowded", "prepare")["phase"] == "Succeeded", 2 * SECONDS)
+    assert place.stage("crowded", "prepare")["attempt"] == 1
+
+
+def test_a_priority_class_that_does_not_exist(place: ClusterRun, operator: RunningOperator) -> None:
+    begin(place, "classless", lambda spec: spec.update(scheduling={"priorityClass": "nosuch"}))
+    wait_for("it says why", lambda: place.stage("classless", "prepare").get("reason") == "PodsRefused", SECONDS)
+    assert "no PriorityClass with name nosuch" in place.stage("classless", "prepare")["message"]
+
+
 def silent(server: ChatServer) -> Callable[[dict[str, Any]], object]:
     return lambda spec: spec["distill"]["teacher"].update(baseUrl=server.base_url, timeoutSeconds=600)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +13,12 @@ from cluster import Cluster as WholeCluster
 from cluster import running_cluster, simulated
 from control_plane import wait_for
 from egt_operator.api import EGTRun
-from egt_operator.cluster import Bucket, Cluster
+from egt_operator.children import parse_job
+from egt_operator.cluster import Cluster
 from egt_operator.cluster_errors import Conflict, Refused
 from egt_operator.events import Happened, render_event
 from egt_operator.outcome import links_of
+from egt_operator.rate import Bucket
 from egt_operator.render import Owner, job_name, render
 from egt_operator.task import task_of
 from egt_pipeline.contract.graph import StageName
@@ -124,6 +127,22 @@ def test_only_the_very_job_is_deleted_and_twice_is_once(place: Place) -> None:
     place.do(lambda api: api.delete_job("team", name, uid))
     place.do(lambda api: api.delete_job("team", name, uid))
     assert place.do(lambda api: api.job("team", name)) is None
+
+
+def test_only_the_very_job_is_nudged(place: Place) -> None:
+    made = place.do(lambda api: api.create_job(job_of(place)))
+    name, uid = made["metadata"]["name"], made["metadata"]["uid"]
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    for other in ((name, "another"), ("nosuch", uid)):
+        place.do(lambda api, other=other: api.nudge_job("team", *other, now))
+    assert parse_job(place.do(lambda api: api.job("team", name))).nudged is None
+    place.do(lambda api: api.nudge_job("team", name, uid, now))
+    assert parse_job(place.do(lambda api: api.job("team", name))).nudged == now
+
+
+def test_of_a_job_whose_pods_are_made_nothing_is_said(place: Place) -> None:
+    made = place.do(lambda api: api.create_job(job_of(place)))
+    assert place.do(lambda api: api.why_no_pods("team", made["metadata"]["uid"])) == ""
 
 
 def test_what_is_not_there_is_none(place: Place) -> None:

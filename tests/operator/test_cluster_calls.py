@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,10 @@ import yaml
 from kubernetes.aio.client.exceptions import ApiException
 
 from egt_operator.cache import KINDS, Kind
-from egt_operator.cluster import Bucket, Cluster
+from egt_operator.cluster import Cluster
 from egt_operator.cluster_errors import Conflict, NotServed, Refused
 from egt_operator.handlers import WATCHED
+from egt_operator.rate import Bucket
 
 ROOT = Path(__file__).parents[2]
 Verb = tuple[str, str, str]
@@ -59,6 +61,8 @@ async def every_call(cluster: Cluster) -> None:
     await cluster.pods("team", "job")
     await cluster.create_job(job)
     await cluster.delete_job("team", "job", "uid")
+    await cluster.nudge_job("team", "job", "uid", datetime(2026, 11, 21, tzinfo=UTC))
+    await cluster.why_no_pods("team", "uid")
     await cluster.log_end("team", "pod")
     await cluster.has_queue("team", "queue")
     await cluster.has_nodes({"pool": "h200"})

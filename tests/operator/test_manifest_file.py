@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from build_manifest import manifest
+from egt_operator.api import RLStage, SFTStage
 from egt_operator.manifest_file import MAX_BYTES, load_run
 from egt_pipeline.contract.errors import TaskError
 
@@ -33,6 +34,12 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_is_accepted_and_named_after_its_file(path: Path) -> None:
     assert load_run(path).metadata.name == path.stem
+
+
+def test_a_field_that_is_null_has_its_default_as_on_the_api_server(file: Path) -> None:
+    file.write_text(yaml.safe_dump(manifest()) + "  sft: null\n  rl: {batchSize: null, lora: null}\n")
+    spec = load_run(file).spec
+    assert (spec.sft, spec.rl) == (SFTStage(), RLStage())
 
 
 def test_a_number_with_an_exponent_is_a_number(file: Path) -> None:

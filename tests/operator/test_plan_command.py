@@ -55,3 +55,11 @@ def test_a_store_that_cannot_be_reached_still_leaves_the_estimate(tmp_path: Path
     assert done.returncode not in (0, 2)
     assert "GPU-hours" in done.stdout
     assert "credentials" in done.stderr
+
+
+def test_json_of_a_store_that_cannot_be_reached_says_so_of_each_stage(tmp_path: Path) -> None:
+    done = plan(tmp_path, "-o", "json", store__uri="s3://bucket/runs", scheduling__gpuMemory="80Gi")
+    lines = {line["name"]: line for line in json.loads(done.stdout)}
+    assert (done.returncode, lines["sft"]["action"]) == (64, "unknown")
+    assert "credentials" in lines["prepare"]["reason"]
+    assert lines["sft"]["memory"]

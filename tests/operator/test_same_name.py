@@ -63,6 +63,7 @@ def test_a_job_with_our_label_and_nothing_else_does_no_harm() -> None:
     cluster = FakeCluster()
     cluster.apply(egtrun())
     stray = {"name": "stray", "namespace": "team", "labels": {"egt.dev/run": "digits"}}
+    stray["creationTimestamp"] = "2026-11-21T11:00:00Z"
     cluster._store("job", {"metadata": stray, "spec": {"runPolicy": {"suspend": True}}})
     drive(cluster)
     assert cluster.created == FIRST

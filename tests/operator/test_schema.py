@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,15 @@ def test_a_default_object_can_be_tried_against_the_rules_of_its_own_object() -> 
 
 def test_the_recipe_is_immutable_and_where_it_runs_is_not() -> None:
     fixed = {path for path, node in nodes(run_schema()) if any(is_frozen_rule(rule) for rule in node.get(RULES, []))}
-    frozen = {"spec.model", "spec.data", "spec.store", "spec.sft.enabled", "spec.sft.learningRate", "spec.curate.keep"}
-    assert frozen | {"spec.distill.teacher.model", "spec.rl.judge.kind", "spec.retry", "spec.podTemplate"} <= fixed
+    frozen = {
+        "spec.model",
+        "spec.data",
+        "spec.store.uri",
+        "spec.sft.enabled",
+        "spec.sft.learningRate",
+        "spec.curate.keep",
+    }
+    assert frozen | {"spec.distill.teacher.model", "spec.rl.judge.kind"} <= fixed
     free = {"suspend", "ttl", "activeDeadlineSeconds", "queueDeadlineSeconds", "sft.resources", "sft.processes"}
     free |= {
         "sft.pods",
@@ -110,6 +118,10 @@ def test_the_recipe_is_immutable_and_where_it_runs_is_not() -> None:
         "sft.checkpointSteps",
         "distill.teacher.baseUrl",
         "rl.judge.endpoint.apiKeyEnv",
+        "store.credentialsSecret",
+        "scheduling",
+        "retry",
+        "podTemplate",
     }
     assert not {f"spec.{name}" for name in free} & fixed
     assert not any(path.startswith(f"spec.{name}.") for name in free for path in fixed)
@@ -207,8 +219,9 @@ def test_kubectl_get_has_the_columns_people_ask_for() -> None:
     version = crd()["spec"]["versions"][0]
     known = dict(nodes(run_schema()))
     columns = {column["name"]: column["jsonPath"] for column in version["additionalPrinterColumns"]}
-    assert list(columns) == ["Stage", "Phase", "Progress", "Accuracy", "Queue", "Age"]
-    assert all(path.removeprefix(".") in known for name, path in columns.items() if name != "Age")
+    assert list(columns) == ["Stage", "Phase", "Reason", "Progress", "Accuracy", "Queue", "Age"]
+    paths = {re.sub(r"\[\?\(.*?\)\]", "[]", path).removeprefix(".") for name, path in columns.items() if name != "Age"}
+    assert paths <= known.keys()
     assert crd()["spec"]["names"]["shortNames"] == ["egt"]
     assert version["subresources"] == {"status": {}}
 

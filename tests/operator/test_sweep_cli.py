@@ -20,7 +20,8 @@ def file(tmp_path: Path) -> Path:
     return write_sweep(tmp_path, sweep(), base)
 
 
-def test_manifests_are_runs_of_their_own_in_folders_to_apply_in_turn(file: Path, tmp_path: Path) -> None:
+def test_manifests_are_runs_of_their_own_in_folders_to_apply_in_turn(tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, sweep(), manifest(store={"uri": "s3://bucket/prefix"}))
     said = CliRunner().invoke(
         sweep_app, ["manifests", str(file), "--out", str(tmp_path / "out")], catch_exceptions=False
     )
@@ -33,7 +34,12 @@ def test_manifests_are_runs_of_their_own_in_folders_to_apply_in_turn(file: Path,
     ]
     assert load_run(tmp_path / "out" / paths[1]).spec.curate.keep.band == "high"
     assert said.stdout.count("kubectl apply") == 2
-    assert not (tmp_path / "store").exists(), "neither store nor sources are needed"
+
+
+def test_manifests_whose_store_is_on_this_machine_are_of_no_use_to_a_cluster(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"grid-low-0: store.uri: .*store' is on this machine"):
+        CliRunner().invoke(sweep_app, ["manifests", str(file), "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_manifests_are_not_laid_over_those_of_another_sweep(file: Path, tmp_path: Path) -> None:

@@ -60,3 +60,35 @@ def test_the_job_of_a_lost_node_does_not_come_back_beside_the_next_attempt() -> 
     cluster._store("pod", pod)
     drive(cluster, until=lambda c: "digits-sft-a2" in c.created)
     assert "digits-sft-a1" not in {job["metadata"]["name"] for job in cluster.objects("job")}
+
+
+QUOTA = 'Error creating: pods "digits-prepare-a1-master-0" is forbidden: exceeded quota: team'
+
+
+def test_pods_that_may_not_be_made_are_told_and_come_when_they_may() -> None:
+    cluster = cluster_with()
+    cluster.unmade = QUOTA
+    drive(cluster, until=lambda c: QUOTA in str(status_of(c)))
+    assert stage_of(cluster, "prepare")["reason"] == "PodsRefused"
+    assert stage_of(cluster, "prepare")["message"] == f"0 of 1 pods could be made: {QUOTA}"
+    cluster.unmade = ""
+    drive(cluster)
+    assert status_of(cluster)["phase"] == "Complete"
+    assert stage_of(cluster, "prepare")["attempt"] == 1
+
+
+def test_pods_that_cannot_be_valid_end_the_run_at_once() -> None:
+    cluster = cluster_with()
+    cluster.unmade = 'Error creating: Pod "digits-prepare-a1-master-0" is invalid: spec.volumes: bad'
+    drive(cluster)
+    assert status_of(cluster)["phase"] == "Failed"
+    assert stage_of(cluster, "prepare")["lastFailure"]["message"] == f"its pods cannot be made: {cluster.unmade}"
+    assert cluster.objects("job") == []
+
+
+def test_a_job_without_pods_is_nudged_once_a_minute_at_most() -> None:
+    cluster = cluster_with(egtrun(queueDeadlineSeconds=600))
+    cluster.unmade = QUOTA
+    drive(cluster)
+    assert QUOTA in stage_of(cluster, "prepare")["message"]
+    assert 5 <= cluster.calls.count("nudge_job") <= 10
