@@ -68,11 +68,14 @@ def _bring_table(client: Any, source: DataSource, folder: Path) -> DataSource:
 
 
 def _download(client: Any, place: str, folder: Path) -> None:
+    from egt_pipeline.s3_requests import translated
+
     bucket, base = _place(place)
     for key, _, _ in _objects(client, place):
         target = folder / safe_path(key.removeprefix(base))
         target.parent.mkdir(parents=True, exist_ok=True)
-        client.download_file(bucket, key, str(target))
+        with translated(f"{_SCHEME}{bucket}/{key}"):
+            client.download_file(bucket, key, str(target))
 
 
 def _objects(client: Any, place: str) -> Iterator[Object]:

@@ -25,6 +25,9 @@ from egt_pipeline.contract.task import StoreRef
 
 _CONNECTIONS = 32  # kept open: more than files and parts that are under way at once, so none is opened anew
 _CONFLICT_PAUSE_SECONDS = 0.2  # 409: two writers at once, one of which wins; ask again
+# Wrong for good although the status is none of 401 and 403: no such bucket, its name or region is another, and
+# versitygw's way to say that it does not know the key.
+_NOT_THERE = ("NoSuchBucket", "InvalidBucketName", "AuthorizationHeaderMalformed", "XAdminUserNotFound")
 _TRIES = 10  # of one request: with botocore's pauses about a minute
 
 
@@ -56,8 +59,8 @@ class translated:  # noqa: N801 - reads as a phrase: with translated(place)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ClientError):
-            code = error.response["Error"]["Code"]
-            if code in ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
+            code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if code in _NOT_THERE or (status in (401, 403) and code != "RequestTimeTooSkewed"):  # of this node's clock
                 raise TaskError(f"{self._place}: {code}; check store.uri and the credentials") from error
             raise UnavailableError(f"{self._place}: {error}") from error
         if isinstance(error, NoCredentialsError | PartialCredentialsError):

@@ -4,14 +4,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 
 from build_artifact import publish
-from egt_pipeline.contract.errors import ArtifactError, UnavailableError
+from egt_pipeline.contract.errors import ArtifactError, TaskError, UnavailableError
+from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import StoreRef
 from egt_pipeline.store import Store, open_store
 from fault_proxy import Fault, Faults, fault_proxy
-from s3_server import BUCKET, S3Server, s3_server
+from s3_server import BUCKET, KEY, SECRET, S3Server, s3_server
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +72,18 @@ def test_a_fault_that_stays_is_an_error_and_never_wrong_data(
     with pytest.raises(error, match=r"artifacts/probe/0123456789abcdef"):
         store.fetch(published, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*table*"))
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("key", "secret", "bucket"), [(KEY, "wrong", BUCKET), ("nobody", SECRET, BUCKET), (KEY, SECRET, "nosuch")]
+)
+def test_what_is_wrong_for_good_is_not_called_a_service_that_does_not_answer(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, key: str, secret: str, bucket: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the keys it has seen first
+    store = open_store(StoreRef(uri=f"s3://{bucket}/x", endpoint=server.endpoint))
+    with pytest.raises(TaskError, match=rf"s3://{bucket}/x/.*; check store.uri and the credentials"):
+        store.manifest(StageName.SFT, "0" * 16)
