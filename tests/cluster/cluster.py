@@ -17,7 +17,7 @@ from control_plane import ControlPlane, control_plane
 from node_agent import NodeAgent, NodeShape, Runtime, node_agent
 from node_script import Script, SimulatedPods, annotated
 from process_pods import ProcessPods, why_not
-from s3_server import S3Server, s3_server
+from s3_server import KEY, SECRET, S3Server, s3_server
 from training_operator import training_operator
 
 
@@ -75,14 +75,18 @@ def main() -> None:
     reason = why_not()
     if reason and not given.simulate:
         sys.exit(f"{reason}; with --simulate pods end by script")
-    # kill ends it as Ctrl-C does, so that it leaves nothing behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # All end it as Ctrl-C does, so that it leaves nothing behind; in the background a shell has SIGINT ignored.
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
     shape = NodeShape(nodes=given.nodes, gpus=given.gpus)
     with (
         contextlib.suppress(KeyboardInterrupt),
         running_cluster(shape, simulated() if given.simulate else ProcessPods) as cluster,
     ):
-        print(f"KUBECONFIG={cluster.kubeconfig}\nS3={cluster.s3.endpoint}", flush=True)
+        print(f"export KUBECONFIG={cluster.kubeconfig}")
+        print(f"export AWS_ACCESS_KEY_ID={KEY} AWS_SECRET_ACCESS_KEY={SECRET}")
+        print(f"export PATH={binary('helm').parent}:$PATH  # kubectl, helm")
+        print(f"# S3 on {cluster.s3.endpoint}; a bucket is a folder in {cluster.s3.folder}", flush=True)
         signal.pause()
 
 

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.timeout(3600),
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
-EPOCHS = 3
+EPOCHS = 8
 OVER_PODS = {"processes": 2, "pods": 2}
 ALWAYS_ONE = Answer(text="<think>The first says four, right.</think><answer>1</answer>")
 

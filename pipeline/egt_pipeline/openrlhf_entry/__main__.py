@@ -7,20 +7,16 @@ Exits with a code of contract/errors.py; a failure with a meaning of its own is 
 import json
 import os
 import runpy
-import socket
 import sys
-import time
 from typing import Any
 
 from egt_pipeline.contract.errors import EXIT_DONE, EgtError
 from egt_pipeline.openrlhf_entry.machine import has_cuda
+from egt_pipeline.openrlhf_entry.node import OBJECT_STORE_BYTES, STARTS, join, own_address, promised
 from egt_pipeline.orphans import die_with_parent
-from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, arguments, current_run, logical_devices, pod_resource
+from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, arguments, current_run, pod_resource
 
-_OBJECT_STORE_BYTES = 200 * 2**20  # a rollout of 256 samples with their pixels; more of it spills to disk
-_JOIN_SECONDS = 0.5
 _TOO_SLOW = "timed out during startup"  # of Ray's message
-_STARTS = 6  # of Ray: it gives its processes 30 s, no setting, which are too few where cores are busy
 
 
 def main(run_file: str) -> int:
@@ -29,7 +25,7 @@ def main(run_file: str) -> int:
     run = current_run()
     die_with_parent(run.parent)
     if not run.peers.leads:
-        _join_ray(run)
+        return join(run)
     try:
         _start_ray(run)
         _train(run)
@@ -40,33 +36,23 @@ def main(run_file: str) -> int:
     return EXIT_DONE
 
 
-def _own_address() -> str:
-    """This pod's address, as the kubelet writes it beside the pod's name into /etc/hosts."""
-    return socket.gethostbyname(socket.gethostname())
-
-
-def _promised(run: RunFile) -> dict[str, int]:
-    devices = logical_devices(run)
-    return {} if has_cuda() else {"num_cpus": devices, "num_gpus": devices}
-
-
 def _start_ray(run: RunFile) -> None:
     import ray
 
     open_to_others: dict[str, Any] = {}
     if run.peers.size > 1:
         os.environ["RAY_GCS_SERVER_PORT"] = str(run.peers.port)
-        open_to_others = {"_node_ip_address": _own_address()}
-    for left in reversed(range(_STARTS)):
+        open_to_others = {"_node_ip_address": own_address()}
+    for left in reversed(range(STARTS)):
         try:
             ray.init(
                 address="local",  # never somebody else's
                 include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
+                object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=str(run.ray_folder),
                 resources={pod_resource(0): 1},
                 **open_to_others,
-                **_promised(run),
+                **promised(run),
             )
             return
         except Exception as error:  # Ray raises no kind of its own
@@ -75,7 +61,7 @@ def _start_ray(run: RunFile) -> None:
             _end_children()
             if not left:
                 raise EgtError(
-                    f"rl: Ray did not start in {_STARTS} times 30 s; this machine has too much else to do"
+                    f"rl: Ray did not start in {STARTS} times 30 s; this machine has too much else to do"
                 ) from None
             print(f"rl: Ray did not start within 30 s; {left} more tries", flush=True)
 
@@ -88,27 +74,6 @@ def _end_children() -> None:
     for process in left:
         process.kill()
     psutil.wait_procs(left, timeout=10)
-
-
-def _join_ray(run: RunFile) -> None:
-    """Be a node of the leader's Ray; ends the process when that ends."""
-    head = run.peers.address, run.peers.port
-    while True:
-        try:
-            socket.create_connection(head, timeout=5).close()
-            break
-        except OSError:
-            time.sleep(_JOIN_SECONDS)  # its pod is known to be there: Ray is still starting
-    flags = {
-        "address": f"{socket.gethostbyname(head[0])}:{head[1]}",
-        "node-ip-address": _own_address(),
-        "object-store-memory": _OBJECT_STORE_BYTES,
-        "temp-dir": run.ray_folder,
-        "resources": json.dumps({pod_resource(run.peers.rank): 1}),
-        **{name.replace("_", "-"): count for name, count in _promised(run).items()},
-    }
-    sys.argv = ["ray", "start", "--block", *(f"--{name}={value}" for name, value in flags.items())]
-    runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
 
 
 def _train(run: RunFile) -> None:
