@@ -1,10 +1,12 @@
 """Inputs of the rl stage: a tiny model that already answers in form, preferences with pictures, a selection."""
 
 import io
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from egt_pipeline.preferences import write_images, write_preferences
@@ -46,6 +48,15 @@ def change(module):
     from torch.utils.data import DataLoader
     module.InOrder = lambda data, **given: DataLoader(data, **{**given, "shuffle": True, "drop_last": False})
 """
+
+
+def put_in_place(change: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every process of a run change our module so."""
+    (folder / "change").mkdir()
+    (folder / "change" / "sitecustomize.py").write_text(change + CHANGE)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "change"), prepend=os.pathsep)
+
+
 _SELECTION = pa.schema(
     [
         ("row", pa.int64()),

@@ -178,7 +178,10 @@ def _other_tables(folders: Mapping[StageName, Path], kept_ids: list[str], draw: 
     )
     losses = [{"step": n, "loss": 0.2 + 2 * float(np.exp(-n / 60)) + float(draw.random()) * 0.1} for n in range(1, 301)]
     _table(folders[StageName.SFT] / "losses.parquet", losses)
-    rewards = [{"step": n, "reward": 1.4 + n * 0.002 + float(draw.normal(0, 0.04))} for n in range(1, 101)]
+    rewards = [
+        {"step": n, "reward": 1.4 + n * 0.002 + float(draw.normal(0, 0.04)), "entropy_nats": 0.3 - n * 0.002}
+        for n in range(1, 101)
+    ]
     _table(folders[StageName.RL] / "losses.parquet", rewards)
     order = [
         {"epoch": 0, "step": n // 32 + 1, "position": n % 32, "sample_id": name, "attempt": 1}

@@ -5,7 +5,7 @@ What takes time is the only thing made up: the length of the responses, how fast
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,12 +68,18 @@ class _Event:
     chunk: Chunk | None = field(compare=False, default=None)
 
 
-class Simulation:
-    """One probe of ``rows`` rows in chunks; each worker has ``ahead`` chunks open."""
+Rule = Callable[[Sequence[Chunk], int, int, _Board], Iterator[Chunk]]
+"""Which chunks a worker makes: all of them, its number, how many there are, what is seen of each other."""
 
-    def __init__(self, workers: Sequence[Worker], rows: int, chunk_rows: int, seed: int, ahead: int = 2) -> None:
+
+class Simulation:
+    """One probe of ``rows`` rows in chunks; each worker has ``ahead`` chunks open, taken by ``rule``."""
+
+    def __init__(
+        self, workers: Sequence[Worker], rows: int, chunk_rows: int, seed: int, ahead: int = 2, rule: Rule = share
+    ) -> None:
         drawn = np.random.default_rng(seed)
-        self._workers, self._ahead = workers, ahead
+        self._workers, self._ahead, self._rule = workers, ahead, rule
         lengths = drawn.lognormal(0, 0.6, rows)
         lengths /= lengths.mean()
         starts = range(0, rows, chunk_rows)
@@ -110,7 +116,7 @@ class Simulation:
             return False
         first = False
         if event.what == "start":
-            self._share[number] = share(self._chunks, number, len(self._workers), self._board)
+            self._share[number] = self._rule(self._chunks, number, len(self._workers), self._board)
         elif event.chunk is not None:
             self._open[number].remove(event.chunk)
             self._made[event.chunk.name] += 1

@@ -34,6 +34,7 @@ class Lease:
 
     def __post_init__(self) -> None:
         self._seen: tuple[str, float] = "", self.clock()
+        self._held: dict[str, Any] | None = None  # as it was written last: renewing it takes one request, not two
 
     async def acquire(self) -> None:
         """Returns once this process holds the lease."""
@@ -60,20 +61,18 @@ class Lease:
 
     async def _try(self) -> bool:
         """True if the lease was taken or renewed."""
+        lease, self._held = self._held, None
         try:
-            lease = await self.cluster.lease(self.namespace, self.name)
+            lease = lease or await self.cluster.lease(self.namespace, self.name)
             if lease is None:
-                await self.cluster.create_lease(self._body())
-                return True
-            if not self._is_free(lease):
-                return False
-            await self.cluster.replace_lease(self._body(lease))
+                self._held = await self.cluster.create_lease(self._body())
+            elif self._is_free(lease):
+                self._held = await self.cluster.replace_lease(self._body(lease))
         except Conflict:
-            return False  # another was faster
+            return False  # another was faster, or has written it since
         except TROUBLE as error:
             log.warning("lease %s/%s: %s", self.namespace, self.name, told(error))
-            return False
-        return True
+        return self._held is not None
 
     def _is_free(self, lease: dict[str, Any]) -> bool:
         holder = lease["spec"].get("holderIdentity")

@@ -77,7 +77,8 @@ def _training(run: Run) -> dict[str, Any]:
     if steps is not None:
         bias = [model["bias"] for model in models]
         names, gold = [model["name"] for model in models], [model["accuracy"] for model in models]
-        curve = report_figures.rewards(_column(steps, "step"), _column(steps, "reward"), names, gold, bias)
+        by_step = (_column(steps, name) for name in ("step", "reward", "entropy_nats"))
+        curve = report_figures.rewards(*by_step, models=names, gold=gold, bias=bias)
     return {
         "loss_curve": None
         if losses is None

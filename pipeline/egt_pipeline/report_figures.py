@@ -65,14 +65,23 @@ def losses(step: Floats, loss: Floats) -> str:
 
 
 def rewards(
-    step: Floats, reward: Floats, models: Sequence[str], gold: Sequence[Proportion], bias: Sequence[float | None]
+    step: Floats,
+    reward: Floats,
+    entropy_nats: Floats,
+    *,
+    models: Sequence[str],
+    gold: Sequence[Proportion],
+    bias: Sequence[float | None],
 ) -> str:
-    """The reward by step; beside it what it does not show: gold accuracy and style bias before and after."""
+    """Reward and entropy by step; beside it what they do not show: gold accuracy and style bias before and after."""
 
     def draw(figure: Figure) -> None:
         left, middle, right = figure.subplots(1, 3, width_ratios=[2.2, 1, 1])
         left.plot(step, reward, color=FIRST, linewidth=1.2)
-        left.set(xlabel="optimiser step", ylabel="mean reward", title="reward (noisy labels)")
+        left.set(xlabel="optimiser step", ylabel="mean reward", title="reward (noisy labels), entropy (dotted)")
+        sure = left.twinx()
+        sure.plot(step, entropy_nats, color=SECOND, linewidth=1.0, linestyle=":")
+        sure.set(ylabel="nats a token", ylim=(0, None))
         places = np.arange(len(models))
         shares = np.array([found.share for found in gold])
         ends = [[found.share - found.low for found in gold], [found.high - found.share for found in gold]]
@@ -87,7 +96,7 @@ def rewards(
             axes.set_xticks(places, models)
             axes.set_xlim(-0.6, len(models) - 0.4)
 
-    return svg("rewards", "Reward by step, gold accuracy and style bias of both models", draw, (9.0, 2.9))
+    return svg("rewards", "Reward and entropy by step, gold accuracy and style bias of both models", draw, (9.0, 2.9))
 
 
 def histogram(score: Floats, kept: Mask, cuts: Sequence[float], label: str) -> str:

@@ -3,10 +3,12 @@
     order.parquet     epoch, step, position, sample_id, attempt
     rewards.parquet   step, sample_id, reward, accuracy, logic, format, response_tokens, status, response, judge_failed
     losses.parquet    step, policy_loss, grad_norm, clipped_share, ppo_clip_share, filtered_share, response_length,
-                      reward, accuracy, kl, rollout_gap
+                      reward, accuracy, kl, entropy_nats, rollout_gap
 
-Shares are of response tokens. ``rollout_gap`` is the mean log-probability that vLLM gave its tokens less what the
-trained model gives them: 0 if both compute alike, and ln of the forbidden tokens' mass above it.
+Shares are of response tokens. ``entropy_nats`` is the mean over the responses of their sentence entropy (EGT eq. 4),
+under the weights before the step, at the temperature of the rollouts. ``rollout_gap`` is the mean log-probability that
+vLLM gave its tokens less what the trained model gives them: 0 if both compute alike, and ln of the forbidden tokens'
+mass above it.
 """
 
 import json
@@ -136,6 +138,7 @@ def figures_of(record: StepRecord) -> dict[str, float]:
         "reward": record.mean("reward"),
         "accuracy": record.mean("accuracy"),
         "kl": record.mean("kl"),
+        "entropy_nats": record.sums["entropy_nats"],
         "rollout_gap": record.share("rollout_gap"),
     }
 

@@ -87,6 +87,7 @@ def _method(recipe: RLRecipe) -> list[str]:
         "--actor.loss_agg_mode=seq-mean-token-mean",
         f"--algo.kl.init_coef={recipe.kl_coefficient}",
         f"--actor.eps_clip={recipe.clip_epsilon}",
+        "--actor.entropy_coef=0",  # measured, and no part of the loss
         f"--actor.adam.lr={recipe.learning_rate}",
         "--actor.lr_scheduler=constant_with_warmup",
         f"--actor.lr_warmup_ratio={recipe.warmup_share}",

@@ -16,27 +16,35 @@ class Leases:
         self.time = 0.0
         self.reachable = True
         self.version = 0
+        self.requests = 0
 
     async def lease(self, _namespace: str, _name: str) -> dict[str, Any] | None:
-        if not self.reachable:
-            raise OSError("no route")
+        self._request()
         return copy.deepcopy(self.body)
 
-    async def create_lease(self, lease: dict[str, Any]) -> None:
+    async def create_lease(self, lease: dict[str, Any]) -> dict[str, Any]:
+        self._request()
         if self.body is not None:
             raise Conflict("exists")
-        self._store(lease)
+        return self._store(lease)
 
-    async def replace_lease(self, lease: dict[str, Any]) -> None:
+    async def replace_lease(self, lease: dict[str, Any]) -> dict[str, Any]:
+        self._request()
         assert self.body is not None
         if lease["metadata"]["resourceVersion"] != self.body["metadata"]["resourceVersion"]:
             raise Conflict("changed")
-        self._store(lease)
+        return self._store(lease)
 
-    def _store(self, lease: dict[str, Any]) -> None:
+    def _request(self) -> None:
+        self.requests += 1
+        if not self.reachable:
+            raise OSError("no route")
+
+    def _store(self, lease: dict[str, Any]) -> dict[str, Any]:
         self.version += 1
         self.body = copy.deepcopy(lease)
         self.body["metadata"]["resourceVersion"] = str(self.version)
+        return copy.deepcopy(self.body)
 
     async def sleep(self, seconds: float) -> None:
         self.time += seconds
@@ -91,14 +99,27 @@ def test_a_request_that_hangs_does_not_keep_a_holder_beyond_its_time() -> None:
     first = leases.candidate("first")
     asyncio.run(first.acquire())
 
-    async def hangs(_namespace: str, _name: str) -> None:
+    async def hangs(*_: Any) -> None:
         await asyncio.Event().wait()
 
     async def nearly_too_long(_seconds: float) -> None:
         leases.time += RENEW_SECONDS - 0.01  # what is left of its time is waited for by a real clock
 
-    leases.lease, first.sleep = hangs, nearly_too_long  # type: ignore[method-assign, assignment]
+    leases.lease = leases.replace_lease = hangs  # type: ignore[method-assign, assignment]
+    first.sleep = nearly_too_long
     asyncio.run(asyncio.wait_for(first.hold(), timeout=5))
+
+
+def test_a_renewal_takes_one_request_and_one_that_somebody_else_has_written_three() -> None:
+    leases = Leases()
+    first = leases.candidate("first")
+    asyncio.run(first.acquire())
+    before = leases.requests
+    assert asyncio.run(first._try())
+    assert leases.requests == before + 1
+    leases._store({**(leases.body or {}), "metadata": {"labels": {"by": "somebody"}}})
+    assert [asyncio.run(first._try()) for _ in range(2)] == [False, True]
+    assert leases.requests == before + 4
 
 
 def test_a_renewed_lease_is_not_taken() -> None:

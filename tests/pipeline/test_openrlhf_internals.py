@@ -37,6 +37,7 @@ LEANED_ON = [
     ("openrlhf.trainer.ray.ppo_actor", "deepspeed.zero.GatheredParameters", "where each adapter is merged"),
     ("openrlhf.trainer.ray.ppo_actor", "PolicyLoss", "replaced by PreClipLoss"),
     ("openrlhf.trainer.ray.ppo_actor", "DataLoader", "replaced by InOrder"),
+    ("openrlhf.models.actor", "compute_entropy", "replaced by entropies"),
     ("openrlhf.trainer.ray.launcher", "ReferenceModelActor.__ray_metadata__.modified_class", "ReferenceActor"),
     ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor.__ray_metadata__.modified_class", "Rollouts subclasses it"),
     ("openrlhf.trainer.ppo_utils.experience_maker", "RemoteExperienceMaker.split_rollout_samples", "equal shares"),

@@ -18,7 +18,14 @@ def sample(sample_id: str, reward: float, tokens: int, **more: object) -> dict[s
 
 
 def line(step: int, samples: list[dict[str, object]], **sums: float) -> str:
-    defaults = {"tokens": 10.0, "clipped": 0.0, "rollout_gap": 0.0, "loss": 0.1, "ppo_clipped": 0.0}
+    defaults = {
+        "tokens": 10.0,
+        "clipped": 0.0,
+        "rollout_gap": 0.0,
+        "loss": 0.1,
+        "ppo_clipped": 0.0,
+        "entropy_nats": 0.5,
+    }
     fixed = {"step": step, "attempt": 1, "finished": 100.0 + 2.0 * step, "grad_norm": 0.5, "samples": samples}
     return json.dumps({**fixed, **defaults, **sums}) + "\n"
 

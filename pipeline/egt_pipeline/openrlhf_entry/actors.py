@@ -10,6 +10,7 @@ ActorTrainer     ActorPPOTrainer        one optimiser step a batch, in the plann
                                         whole weights to vLLM where adapters are trained
 PreClipLoss      PolicyLoss             pre-clip before exp
 ExperienceMaker  RemoteExperienceMaker  sigma filter after whitening; equal shares for all processes
+entropies        compute_entropy        by the function that measures the probe's
 """
 
 from importlib import import_module
@@ -17,6 +18,7 @@ from typing import Any
 
 import ray
 import torch
+from openrlhf.models import actor as openrlhf_actor
 from openrlhf.trainer import ppo_trainer
 from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
 from openrlhf.utils import get_tokenizer
@@ -27,7 +29,7 @@ from egt_pipeline.deepspeed_checkpoints import allow_their_classes
 from egt_pipeline.openrlhf_entry.experience import ExperienceMaker, PlannedPrompts, in_planned_order, padding
 from egt_pipeline.openrlhf_entry.lora import save_adapter
 from egt_pipeline.openrlhf_entry.placement import processes_in_pods
-from egt_pipeline.openrlhf_entry.training import ActorTrainer, InOrder, PreClipLoss
+from egt_pipeline.openrlhf_entry.training import ActorTrainer, InOrder, PreClipLoss, entropies
 from egt_pipeline.orphans import die_with_parent
 from egt_pipeline.rl_run import COMPLETE, TRACE, current_run, pod_resource
 
@@ -144,4 +146,5 @@ def put_in_place() -> None:
 ppo_actor.ActorPPOTrainer = ActorTrainer
 ppo_actor.PolicyLoss = PreClipLoss
 ppo_actor.DataLoader = InOrder
+openrlhf_actor.compute_entropy = entropies
 ppo_trainer.RemoteExperienceMaker = ExperienceMaker

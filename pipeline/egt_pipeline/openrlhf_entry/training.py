@@ -10,6 +10,7 @@ from openrlhf.models import PolicyLoss
 from openrlhf.trainer.ray import ppo_actor
 from torch.utils.data import DataLoader
 
+from egt_pipeline.entropy import entropy_nats
 from egt_pipeline.losses import is_pre_clipped, pre_clip
 from egt_pipeline.openrlhf_entry.lora import whole_weights
 from egt_pipeline.rl_run import current_run
@@ -32,6 +33,12 @@ class PreClipLoss(PolicyLoss):  # type: ignore[misc]
             "rollout_gap": ((rollout - old_log_probs) * mask).sum() if rollout is not None else torch.zeros(()),
         }
         return super().forward(old_log_probs + pre_clip(log_ratio, bound), old_log_probs, advantages, **rest)
+
+
+@torch.no_grad()
+def entropies(logits_BTV: torch.Tensor) -> torch.Tensor:
+    """Entropies in nats of each position, float32 [B, T]; no gradient flows through them."""
+    return entropy_nats(logits_BTV.flatten(0, -2)).float().view(logits_BTV.shape[:-1])
 
 
 class InOrder(DataLoader):  # type: ignore[type-arg]
@@ -63,7 +70,9 @@ class ActorTrainer(ppo_actor.ActorPPOTrainer):  # type: ignore[misc]
         metrics, tokens = status["metrics"], status["num_action_tokens"]
         sums = {name: float(value) for name, value in self.actor_loss_fn.counts.items()}
         # DeepSpeed divides each micro-batch's loss by this count; the sum of the parts is the loss of the step.
-        sums["loss"] = float(metrics["policy_loss"]) / self.strategy.accumulated_gradient / self.strategy.world_size
+        parts = self.strategy.accumulated_gradient * self.strategy.world_size
+        sums["loss"] = float(metrics["policy_loss"]) / parts
+        sums["entropy_nats"] = float(metrics["entropy_loss"]) / parts  # averaged as the loss is
         sums["ppo_clipped"] = float(metrics["ppo_clip_ratio"]) * tokens
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

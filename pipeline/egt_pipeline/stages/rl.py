@@ -58,31 +58,16 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
         max_steps=recipe.max_steps,
         seed=recipe.seed,
     )
-    folder = context.scratch / "rl"
-    folder.mkdir(parents=True)
-    checkpoints = Checkpoints(context)
-    dataset = _write_dataset(folder, selected, Images(inputs["data"] / "rl"), recipe)
+    images = Images(inputs["data"] / "rl")
+    described = _described(context, recipe, steps, selected=selected, images=images, model=model, out=out)
     # Ray's sockets need a path below 108 characters, which a scratch folder may exceed.
     with (
         tempfile.TemporaryDirectory(prefix="egt-", ignore_cleanup_errors=True) as ray_folder,
         context.line() as line,
     ):
-        step = _resume(folder, checkpoints, line)
-        described = RunFile(
-            recipe=recipe,
-            steps=steps,
-            model=model,
-            dataset=dataset,
-            folder=folder,
-            output=out / (ADAPTER_FOLDER if recipe.lora else MODEL_FOLDER),
-            ray_folder=Path(ray_folder),
-            processes=context.processes,
-            peers=context.peers,
-            attempt=context.attempt,
-            max_images=max(len(sample.images) for sample in selected),
-            resume=step > 0,
-            parent=os.getpid(),
-        )
+        checkpoints = Checkpoints(context)
+        step = _resume(described.folder, checkpoints, line)
+        described = described.model_copy(update={"ray_folder": Path(ray_folder), "resume": step > 0})
         watch = _Watch(described, context, checkpoints, RecordTail(described.records), committed=step)
         if not context.peers.leads:
             lend(described, on_poll=watch, line=line)
@@ -94,6 +79,36 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
     if recipe.lora:
         finish(out, model, recipe.lora)
     return result
+
+
+def _described(
+    context: Context,
+    recipe: RLRecipe,
+    steps: Sequence[PlannedStep],
+    *,
+    selected: Sequence[Preference],
+    images: Images,
+    model: Path,
+    out: Path,
+) -> RunFile:
+    """The run from its first step, with the prompts that it reads; where Ray's files go is not known yet."""
+    folder = context.scratch / "rl"
+    folder.mkdir(parents=True)
+    return RunFile(
+        recipe=recipe,
+        steps=tuple(steps),
+        model=model,
+        dataset=_write_dataset(folder, selected, images, recipe),
+        folder=folder,
+        output=out / (ADAPTER_FOLDER if recipe.lora else MODEL_FOLDER),
+        ray_folder=Path(),
+        processes=context.processes,
+        peers=context.peers,
+        attempt=context.attempt,
+        max_images=max(len(sample.images) for sample in selected),
+        resume=False,
+        parent=os.getpid(),
+    )
 
 
 def _check_batches(recipe: RLRecipe, processes: int) -> None:
