@@ -101,7 +101,8 @@ def test_a_killed_pod_ends_the_attempt_with_its_own_class(completed: tuple[Clust
     for stage in ("sft", "rl"):
         status = completed[0].stage("two", stage)
         assert (status["retries"], status["attempt"]) == ({"Crash": 1}, 2)
-        assert "worker-0: exit code 137" in status["lastFailure"]["message"]
+        assert status["lastFailure"]["message"].startswith(f"two-{stage}-a1-worker-0: ")
+        assert status["lastFailure"]["exitCode"] == 137
 
 
 def test_losses_over_two_pods_with_one_killed_are_those_of_one_pod(

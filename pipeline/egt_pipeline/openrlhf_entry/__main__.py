@@ -8,11 +8,20 @@ import json
 import os
 import runpy
 import sys
+import time
 from typing import Any
 
 from egt_pipeline.contract.errors import EXIT_DONE, EgtError
 from egt_pipeline.openrlhf_entry.machine import has_cuda
-from egt_pipeline.openrlhf_entry.node import OBJECT_STORE_BYTES, STARTS, join, own_address, promised
+from egt_pipeline.openrlhf_entry.node import (
+    OBJECT_STORE_BYTES,
+    STARTS,
+    WAIT_SECONDS,
+    end_children,
+    join,
+    own_address,
+    promised,
+)
 from egt_pipeline.orphans import die_with_parent
 from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, arguments, current_run, pod_resource
 
@@ -28,6 +37,7 @@ def main(run_file: str) -> int:
         return join(run)
     try:
         _start_ray(run)
+        _wait_for_others(run)
         _train(run)
     except EgtError as error:
         reason = getattr(error, "cause", error)  # Ray wraps what a worker raised, traceback and all
@@ -58,7 +68,7 @@ def _start_ray(run: RunFile) -> None:
         except Exception as error:  # Ray raises no kind of its own
             if _TOO_SLOW not in str(error):
                 raise
-            _end_children()
+            end_children()
             if not left:
                 raise EgtError(
                     f"rl: Ray did not start in {STARTS} times 30 s; this machine has too much else to do"
@@ -66,14 +76,12 @@ def _start_ray(run: RunFile) -> None:
             print(f"rl: Ray did not start within 30 s; {left} more tries", flush=True)
 
 
-def _end_children() -> None:
-    """What a start that failed has left behind."""
-    import psutil
+def _wait_for_others(run: RunFile) -> None:
+    """Returns once each pod has joined: loading models meanwhile would leave their Ray too little time to start."""
+    import ray
 
-    left = psutil.Process().children(recursive=True)
-    for process in left:
-        process.kill()
-    psutil.wait_procs(left, timeout=10)
+    while sum(node["Alive"] for node in ray.nodes()) < run.peers.size:
+        time.sleep(WAIT_SECONDS)
 
 
 def _train(run: RunFile) -> None:

@@ -15,7 +15,7 @@ from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, current_run, logical
 OBJECT_STORE_BYTES = 200 * 2**20  # a rollout of 256 samples with their pixels; more of it spills to disk
 STARTS = 6
 """Of Ray: it gives its processes 30 s, no setting, which are too few where cores are busy."""
-_JOIN_SECONDS = 0.5
+WAIT_SECONDS = 0.5  # between looks at whether the others are there
 
 
 def join(run: RunFile) -> int:
@@ -27,7 +27,18 @@ def join(run: RunFile) -> int:
     for _ in range(STARTS):
         _wait_for_leader(run)
         code = subprocess.run(command, check=False).returncode
+        end_children()
     return code
+
+
+def end_children() -> None:
+    """What a start that failed has left behind."""
+    import psutil
+
+    left = psutil.Process().children(recursive=True)
+    for process in left:
+        process.kill()
+    psutil.wait_procs(left, timeout=10)
 
 
 def _wait_for_leader(run: RunFile) -> None:
@@ -35,7 +46,7 @@ def _wait_for_leader(run: RunFile) -> None:
         try:
             socket.create_connection((run.peers.address, run.peers.port), timeout=5).close()
         except OSError:
-            time.sleep(_JOIN_SECONDS)  # its pod is known to be there: Ray is still starting
+            time.sleep(WAIT_SECONDS)  # its pod is known to be there: Ray is still starting
         else:
             return
 
