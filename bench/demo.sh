@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The demo: real digits, a tiny model, a teacher on loopback, one manifest, one report. Usage: bench/demo.sh FOLDER PORT
+# The demo: real digits, a tiny model, a teacher on loopback, one manifest, one report, both engines compared.
+# Usage: bench/demo.sh FOLDER PORT
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$1 port=$2 egt=.venv/bin/egt
@@ -14,3 +15,5 @@ until grep -q "^http" "$folder/teacher.log"; do
 done
 $egt local run crds/examples/digits.yaml
 $egt report crds/examples/digits.yaml --truth "$folder/data/truth.parquet" --out "$folder/report.html"
+# The same samples once more by the other engine: what curation rests on depends on neither.
+.venv/bin/python bench/engines.py crds/examples/digits.yaml --rows 200

@@ -6,12 +6,12 @@ counts 0, never more, and the failure is counted.
 
 import asyncio
 import hashlib
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from openai import AsyncOpenAI, OpenAIError
 
+from egt_pipeline.chat import api_key
 from egt_pipeline.contract.base import Endpoint
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.recipes import LogicJudge
@@ -67,32 +67,36 @@ class EndpointJudge:
     """Asks the service once for each different question; at most ``concurrency`` requests are under way."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        key = os.environ.get(endpoint.api_key_env)
-        if not key:
-            raise TaskError(f"rl.judge.endpoint.apiKeyEnv: environment variable {endpoint.api_key_env} is not set")
+        try:
+            key = api_key(endpoint)
+        except TaskError as error:
+            raise TaskError(f"rl.judge.endpoint.{error}") from None
         self._model = endpoint.model
         self._client = AsyncOpenAI(
             base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout_seconds, max_retries=_RETRIES
         )
         self._slots = asyncio.Semaphore(endpoint.concurrency)
-        self._known: dict[str, Logic] = {}
+        self._asked: dict[str, asyncio.Task[Judgement]] = {}  # answered, or under way
 
     async def __call__(self, reasoning: str, answer: Answer) -> Judgement:
         """+1 for "1", -1 for "0"; 0 and failed when the service fails or says anything else."""
         question = _PROMPT.format(reasoning="\n".join(reasoning.splitlines()[-_LAST_LINES:]), answer=answer)
         key = hashlib.sha256(question.encode()).hexdigest()
-        if key in self._known:
-            return Judgement(self._known[key])
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = asyncio.create_task(self._judged(question))
+        found = await asyncio.shield(asked)  # one that no longer waits takes nothing from the others
+        if found.failed:
+            self._asked.pop(key, None)
+        return found
+
+    async def _judged(self, question: str) -> Judgement:
         try:
             async with self._slots:
                 said = await self._ask(question)
         except (OpenAIError, AttributeError, TypeError, ValueError, IndexError):  # also a body that is no completion
             return Judgement(0, failed=True)
-        if said not in ("0", "1"):
-            return Judgement(0, failed=True)
-        logic: Logic = 1 if said == "1" else -1
-        self._known[key] = logic
-        return Judgement(logic)
+        return Judgement(1 if said == "1" else -1) if said in ("0", "1") else Judgement(0, failed=True)
 
     async def _ask(self, question: str) -> str:
         completion = await self._client.chat.completions.create(

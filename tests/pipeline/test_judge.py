@@ -136,6 +136,12 @@ def test_a_question_is_asked_once() -> None:
         assert len(service.questions) == 2
 
 
+def test_a_question_that_is_under_way_is_not_asked_again() -> None:
+    with serving(Service(["1"], seconds=0.05)) as service:
+        assert asked(service, ("r", 1), ("r", 1), ("r", 1)) == [Judgement(1)] * 3
+        assert len(service.questions) == 1
+
+
 def test_no_more_requests_are_under_way_than_allowed() -> None:
     with serving(Service(["1"], seconds=0.02)) as service:
         asked(service, *((f"r{number}", 1) for number in range(12)), concurrency=3)
@@ -145,8 +151,10 @@ def test_no_more_requests_are_under_way_than_allowed() -> None:
 def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUDGE_KEY")
     endpoint = Endpoint(model="judge", api_key_env="JUDGE_KEY")
-    with pytest.raises(TaskError, match="JUDGE_KEY"):
+    with pytest.raises(TaskError, match=r"rl.judge.endpoint.apiKeyEnv: .*JUDGE_KEY"):
         judge_for(LogicJudge(kind="endpoint", endpoint=endpoint))
+    inside = Endpoint(model="judge", base_url="http://judge.default/v1", api_key_env="JUDGE_KEY")
+    judge_for(LogicJudge(kind="endpoint", endpoint=inside))
 
 
 def test_without_an_endpoint_rules_judge_or_nobody_does() -> None:
