@@ -40,7 +40,7 @@ class FakeCluster:
     def __post_init__(self) -> None:
         self._version = 0
         self._given_up: set[str] = set()
-        self._said = ""
+        self._said: dict[str, str] = {}
         self._objects: dict[Kind, dict[str, Body]] = {"run": {}, "job": {}, "pod": {}}
 
     def clock(self) -> datetime:
@@ -93,7 +93,7 @@ class FakeCluster:
             return
         if self.unmade:  # training-operator waits longer after each failure, unless the job changes
             self._given_up.add(name)
-            self._said = self.unmade
+            self._said[job["metadata"]["uid"]] = self.unmade
             return
         owner = {"kind": "PyTorchJob", "name": name, "uid": job["metadata"]["uid"], "controller": True}
         for kind, replica in job["spec"]["pytorchReplicaSpecs"].items():
@@ -215,8 +215,8 @@ class FakeCluster:
             self._store("job", found)
         self._done()
 
-    async def why_no_pods(self, _namespace: str, _job_uid: str) -> str:
-        return self._said
+    async def unmade_pods(self, _namespace: str) -> dict[str, str]:
+        return dict(self._said)
 
     async def remove_run(self, _namespace: str, name: str, _uid: str) -> None:
         self._count("remove_run")

@@ -110,12 +110,13 @@ class Cluster:
         path = f"{JOBS.format(namespace=namespace)}/{name}"
         await self._if_there("PATCH", path, body, content="application/merge-patch+json")
 
-    async def why_no_pods(self, namespace: str, job_uid: str) -> str:
-        """What training-operator said last of pods of this job that could not be made; empty: nothing."""
-        query = {"fieldSelector": f"involvedObject.uid={job_uid},type=Warning", "limit": PAGE}
+    async def unmade_pods(self, namespace: str) -> dict[str, str]:
+        """By the uid of each job some of whose pods could not be made: what training-operator said last of it."""
+        query = {"fieldSelector": "involvedObject.kind=PyTorchJob,type=Warning"}
         events = json.loads(await self._text("GET", EVENTS.format(namespace=namespace), query=query))["items"]
         failed = [event for event in events if event["reason"].startswith("FailedCreate")]
-        return max(failed, key=lambda event: event["lastTimestamp"] or "")["message"] if failed else ""
+        failed.sort(key=lambda event: event["lastTimestamp"] or "")
+        return {event["involvedObject"]["uid"]: event["message"] for event in failed}
 
     async def pods(self, namespace: str, job: str) -> list[Body]:
         """The pods of a PyTorchJob."""

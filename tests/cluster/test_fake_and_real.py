@@ -141,8 +141,8 @@ def test_only_the_very_job_is_nudged(place: Place) -> None:
 
 
 def test_of_a_job_whose_pods_are_made_nothing_is_said(place: Place) -> None:
-    made = place.do(lambda api: api.create_job(job_of(place)))
-    assert place.do(lambda api: api.why_no_pods("team", made["metadata"]["uid"])) == ""
+    place.do(lambda api: api.create_job(job_of(place)))
+    assert place.do(lambda api: api.unmade_pods("team")) == {}
 
 
 def test_what_is_not_there_is_none(place: Place) -> None:

@@ -62,7 +62,7 @@ async def every_call(cluster: Cluster) -> None:
     await cluster.create_job(job)
     await cluster.delete_job("team", "job", "uid")
     await cluster.nudge_job("team", "job", "uid", datetime(2026, 11, 21, tzinfo=UTC))
-    await cluster.why_no_pods("team", "uid")
+    await cluster.unmade_pods("team")
     await cluster.log_end("team", "pod")
     await cluster.has_queue("team", "queue")
     await cluster.has_nodes({"pool": "h200"})
