@@ -1,5 +1,6 @@
 """The pipeline's own commands; ``egt`` mounts them."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,7 @@ def teacher(
     """
     from egt_pipeline.teacher import make_server
 
+    print("its two networks learn; some seconds", file=sys.stderr, flush=True)
     server = make_server(port, host)
     print(f"http://{host}:{server.server_address[1]}/v1", flush=True)
     server.serve_forever()

@@ -1,6 +1,5 @@
 """The sft stage in two pods, which are two threads here: each with a scratch folder, a torchrun and a rank."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,47 +7,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from build_context import free_ports
-from build_model import random_model
-from build_rl import QUESTION, picture
+from build_sft import RECIPE, inputs_of
 from egt_pipeline.context import Context
 from egt_pipeline.contract.errors import StoppedError
-from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.task import Progress
 from egt_pipeline.peers import ALONE, Peers
-from egt_pipeline.preferences import write_images, write_preferences
 from egt_pipeline.reward_model import load_model
 from egt_pipeline.sft_job import Job, torchrun
 from egt_pipeline.stages import sft
 from egt_pipeline.store_file import FileWork
 
-_ROWS, _STEPS = 10, 12
-_RECIPE = SFTRecipe(
-    max_steps=_STEPS,
-    batch_size=4,
-    micro_batch_size=2,
-    learning_rate=1e-2,
-    precision="float32",
-    zero_stage=2,
-    freeze_vision=False,
-    prompt="plain-v1",
-)
+_STEPS = 12
+_RECIPE = RECIPE.model_copy(update={"max_steps": _STEPS, "micro_batch_size": 2, "zero_stage": 2})
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Responses of different lengths, so that a mean over pods is not a mean over tokens."""
-    folder = tmp_path_factory.mktemp("inputs")
-    (folder / "sft").mkdir()
-    (folder / "model.json").write_text(json.dumps({"source": str(random_model()), "revision": None, "files": []}))
-    fixed = {"question": QUESTION, "answer_1": "four", "answer_2": "7", "answer_order": "12", "status": "ok"}
-    rows = [
-        {**fixed, "row": row, "sample_id": f"s-{row}", "images": [f"image-{row}"], "label": 1 + row % 2, "reason": "",
-         "response": f"<think>{'The first says four. ' * (1 + row % 3)}</think><answer>{1 + row % 2}</answer>"}
-        for row in range(_ROWS)
-    ]  # fmt: skip
-    write_preferences(folder / "sft", rows)
-    write_images(folder / "sft", ((f"image-{row}", picture(20 * row)) for row in range(_ROWS)), file_bytes=2**20)
-    return {"model": folder, "data": folder}
+    return inputs_of(tmp_path_factory.mktemp("inputs"))
 
 
 def train(folder: Path, inputs: dict[str, Path], peers: Peers = ALONE, *, attempt: int = 1, stop: bool = False) -> Path:
