@@ -60,15 +60,23 @@ def run_task(
         result: StageResult = stage.run(recipe, fetch_inputs(task, store), out, context)
     except Exception:
         # Another attempt may have published meanwhile and removed the work that this one was reading.
-        found = store.manifest(task.stage, task.known_digest())
+        found = _published_by_another(task, store)
         if found is None:
             raise
         return found
     if result.published_elsewhere:
-        return store.manifest(task.stage, task.known_digest())
+        return _published_by_another(task, store)
     published = store.publish(out, _manifest(task, store, result, started))
     store.discard_work(task.stage, task.known_digest())
     return _with_news(task, store, published)
+
+
+def _published_by_another(task: TaskFile, store: Store) -> Manifest | None:
+    """The artifact, if somebody else has published it; what was written here since he cleared away is cleared too."""
+    found = store.manifest(task.stage, task.known_digest())
+    if found is not None:
+        store.discard_work(task.stage, task.known_digest())
+    return found
 
 
 def identified(task: TaskFile) -> TaskFile:

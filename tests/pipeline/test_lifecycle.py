@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from build_entropies import generation, write_entropies
+from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.chain import link_digest
 from egt_pipeline.contract.errors import ArtifactError, StoppedError, TaskError
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.recipes import CurateRecipe
 from egt_pipeline.contract.task import InputRef, Manifest, Producer, StoreRef, TaskFile
 from egt_pipeline.lifecycle import run_task, versions
+from egt_pipeline.stages import curate
 from egt_pipeline.store import Store, open_store
 
 PROBE = "feedfeedfeedfeed"
@@ -97,6 +99,28 @@ def test_a_failed_attempt_leaves_nothing_that_looks_like_success(store: Store, t
     with pytest.raises(TaskError, match="11"):
         attempt(task)
     assert store.manifest(StageName.CURATE, digest) is None
+
+
+@pytest.mark.parametrize("ending", ["returns", "fails"])
+def test_what_is_written_after_another_has_published_is_cleared_away(
+    ending: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, run = task_of(tmp_path), curate.run
+
+    def late(_recipe: Any, _inputs: Any, out: Path, context: Context) -> StageResult:
+        monkeypatch.setattr(curate, "run", run)
+        attempt(task.model_copy(update={"attempt": 2}))
+        (out / "chunk").write_text("made in vain")
+        context.work.commit("chunks/part-000000.parquet", out / "chunk")
+        if ending == "fails":
+            raise StoppedError("its pod is taken away")
+        return StageResult(metrics={}, published_elsewhere=True)
+
+    monkeypatch.setattr(curate, "run", late)
+    found = attempt(task)
+    assert found is not None
+    assert found.producer.attempt == 2
+    assert store.work(task.stage, task.known_digest()).names("") == []
 
 
 def test_the_versions_that_numbers_depend_on_are_recorded() -> None:
