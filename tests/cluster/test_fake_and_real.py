@@ -130,7 +130,8 @@ def test_only_the_very_job_is_deleted_and_twice_is_once(place: Place) -> None:
 
 
 def test_only_the_very_job_is_nudged(place: Place) -> None:
-    made = place.do(lambda api: api.create_job(job_of(place)))
+    job = job_of(place)
+    made = place.do(lambda api: api.create_job(job))
     name, uid = made["metadata"]["name"], made["metadata"]["uid"]
     now = datetime(2026, 11, 21, tzinfo=UTC)
     for other in ((name, "another"), ("nosuch", uid)):
@@ -141,7 +142,8 @@ def test_only_the_very_job_is_nudged(place: Place) -> None:
 
 
 def test_of_a_job_whose_pods_are_made_nothing_is_said(place: Place) -> None:
-    place.do(lambda api: api.create_job(job_of(place)))
+    job = job_of(place)
+    place.do(lambda api: api.create_job(job))
     assert place.do(lambda api: api.unmade_pods("team")) == {}
 
 
