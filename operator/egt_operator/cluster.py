@@ -186,6 +186,9 @@ class Cluster:
             await self._call(method, path, body, content=content)
         except Conflict:
             return
+        except Refused as error:
+            if "metadata.uid" not in str(error):  # how a patch is told that it is another's
+                raise
         except ApiException as error:
             if error.status != 404:
                 raise

@@ -141,12 +141,6 @@ def test_only_the_very_job_is_nudged(place: Place) -> None:
     assert parse_job(place.do(lambda api: api.job("team", name))).nudged == now
 
 
-def test_of_a_job_whose_pods_are_made_nothing_is_said(place: Place) -> None:
-    job = job_of(place)
-    place.do(lambda api: api.create_job(job))
-    assert place.do(lambda api: api.unmade_pods("team")) == {}
-
-
 def test_what_is_not_there_is_none(place: Place) -> None:
     assert place.do(lambda api: api.run("team", "nosuch")) is None
     assert place.do(lambda api: api.job("team", "nosuch")) is None
