@@ -59,8 +59,8 @@ def test_a_run_completes_and_kubectl_can_wait_for_it(cluster: Cluster, operator:
     cluster.kubectl("wait", "egt/whole", "-n", "team", "--for=condition=Complete", "--timeout=120s")
     assert sorted(jobs(cluster, "whole")) == sorted(f"whole-{name}-a1" for name in STAGES)
     columns = cluster.kubectl("get", "egt", "whole", "-n", "team").splitlines()
-    assert columns[0].split() == ["NAME", "STAGE", "PHASE", "PROGRESS", "ACCURACY", "QUEUE", "AGE"]
-    assert columns[1].split()[:5] == ["whole", "evaluate", "Complete", "7/7", "0.900"]
+    assert columns[0].split() == ["NAME", "STAGE", "PHASE", "REASON", "PROGRESS", "ACCURACY", "QUEUE", "AGE"]
+    assert columns[1].split()[:6] == ["whole", "evaluate", "Complete", "Complete", "7/7", "0.900"]
     assert 'egt_runs{phase="Complete"}' in operator.metrics()
 
 
