@@ -12,6 +12,7 @@ from typing import Any
 
 from egt_operator.cache import Kind
 from egt_operator.children import JOB_LABEL, NUDGED
+from egt_operator.cluster import Unmade
 from egt_operator.cluster_errors import Conflict, Refused
 from egt_operator.render import RUN_LABEL, STAGE_LABEL
 from fake_stages import Ending, Script, end
@@ -40,7 +41,7 @@ class FakeCluster:
     def __post_init__(self) -> None:
         self._version = 0
         self._given_up: set[str] = set()
-        self._said: dict[str, str] = {}
+        self._said: dict[str, Unmade] = {}
         self._objects: dict[Kind, dict[str, Body]] = {"run": {}, "job": {}, "pod": {}}
 
     def clock(self) -> datetime:
@@ -93,7 +94,7 @@ class FakeCluster:
             return
         if self.unmade:  # training-operator waits longer after each failure, unless the job changes
             self._given_up.add(name)
-            self._said[job["metadata"]["uid"]] = self.unmade
+            self._said[job["metadata"]["uid"]] = Unmade(self.now, self.unmade)
             return
         owner = {"kind": "PyTorchJob", "name": name, "uid": job["metadata"]["uid"], "controller": True}
         for kind, replica in job["spec"]["pytorchReplicaSpecs"].items():
@@ -215,7 +216,7 @@ class FakeCluster:
             self._store("job", found)
         self._done()
 
-    async def unmade_pods(self, _namespace: str) -> dict[str, str]:
+    async def unmade_pods(self, _namespace: str) -> dict[str, Unmade]:
         return dict(self._said)
 
     async def remove_run(self, _namespace: str, name: str, _uid: str) -> None:

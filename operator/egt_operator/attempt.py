@@ -143,17 +143,17 @@ def _placed(pods: Sequence[Pod]) -> datetime | None:
 def without_pods(run: EGTRun, stage: StageStatus, job: Job, pods: Sequence[Pod], now: datetime) -> bool:
     """True for a job that has been there for a while, and some of whose pods have not."""
     waits = not job.suspended and job.outcome is None and stage.running_since is None
-    late = now >= job.created + timedelta(seconds=UNMADE_SECONDS)
+    late = now >= job.wanted + timedelta(seconds=UNMADE_SECONDS)
     return waits and late and len(pods) < pods_of(run, stage.name)
 
 
 def _next_nudge(job: Job) -> datetime:
-    return (job.nudged or job.created) + timedelta(seconds=_NUDGE_SECONDS)
+    return max(job.nudged or job.wanted, job.wanted) + timedelta(seconds=_NUDGE_SECONDS)
 
 
 def _next_question(job: Job, now: datetime) -> datetime:
     """When to ask (again) why the job has no pods."""
-    times = (job.created + timedelta(seconds=UNMADE_SECONDS), _next_nudge(job))
+    times = (job.wanted + timedelta(seconds=UNMADE_SECONDS), _next_nudge(job))
     return min((time for time in times if time > now), default=now + timedelta(seconds=_NUDGE_SECONDS))
 
 

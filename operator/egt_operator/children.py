@@ -63,7 +63,8 @@ class Job:
     name: str
     uid: str
     owner_uid: str
-    created: datetime
+    wanted: datetime
+    """Since when its pods are to be there: its creation, or the end of its last suspension."""
     owner_name: str = ""
     """The EGTRun it belongs to; empty if it is another kind of object's, or nobody's."""
     suspended: bool = False
@@ -84,18 +85,18 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
     return Pod(
         name=metadata["name"],
         job=(metadata.get("labels") or {}).get(JOB_LABEL, ""),
-        created=_time(metadata["creationTimestamp"]),
+        created=parse_time(metadata["creationTimestamp"]),
         phase=status.get("phase", "Pending"),
-        deleted=_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
+        deleted=parse_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else None,
         node=body.get("spec", {}).get("nodeName"),
         exit_code=exit_code,
         owner_uid=_controller(metadata).get("uid", ""),
         reason=reason or status.get("reason", ""),
         message=message or status.get("message", ""),
-        started=_time(times["startedAt"]) if times.get("startedAt") else None,
-        finished=_time(times["finishedAt"]) if times.get("finishedAt") else None,
+        started=parse_time(times["startedAt"]) if times.get("startedAt") else None,
+        finished=parse_time(times["finishedAt"]) if times.get("finishedAt") else None,
         eviction=f"{status['reason']}: {status.get('message', '')}" if evicted else "",
-        scheduled=_time(scheduled["lastTransitionTime"]) if scheduled.get("status") == "True" else None,
+        scheduled=parse_time(scheduled["lastTransitionTime"]) if scheduled.get("status") == "True" else None,
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         disruption=conditions.get("DisruptionTarget", {}).get("reason", ""),
         lost=status.get("reason") == "NodeLost",
@@ -133,13 +134,19 @@ def parse_job(body: Mapping[str, Any]) -> Job:
         name=metadata["name"],
         uid=metadata["uid"],
         owner_uid=owner.get("uid", ""),
-        created=_time(metadata["creationTimestamp"]),
+        wanted=parse_time(_resumed(status) or metadata["creationTimestamp"]),
         owner_name=owner["name"] if owner.get("kind") == KIND else "",
         suspended=bool(body["spec"].get("runPolicy", {}).get("suspend")),
         outcome=outcome,  # type: ignore[arg-type]
         message=true[outcome].get("message", "") if outcome else "",
-        nudged=_time(nudged) if (nudged := (metadata.get("annotations") or {}).get(NUDGED)) else None,
+        nudged=parse_time(nudged) if (nudged := (metadata.get("annotations") or {}).get(NUDGED)) else None,
     )
+
+
+def _resumed(status: Mapping[str, Any]) -> str | None:
+    """When its last suspension ended."""
+    found = (one for one in status.get("conditions") or () if one["type"] == "Suspended" and one["status"] == "False")
+    return next((one.get("lastTransitionTime") for one in found), None)
 
 
 def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -147,5 +154,6 @@ def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")), {})
 
 
-def _time(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
+    """A time as the API server writes it."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -78,8 +78,8 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
     """Say per stage what a run would do now, why, and what it takes.
 
     Exit code 0: nothing would run; 2: something would; 64: the manifest or its store cannot be
-    read, or what would run does not fit its GPUs; 69: the store does not answer. What a run
-    needs is said in any case.
+    read, or what would run does not fit its GPUs; 65: an artifact is damaged; 69: the store
+    does not answer. What a run needs is said in any case.
     """
     wants_json, run = is_json(output), load_run(file)
     try:

@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
@@ -16,7 +16,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from egt_operator.api import GROUP, VERSION
 from egt_operator.cache import Kind
-from egt_operator.children import JOB_LABEL, NUDGED
+from egt_operator.children import JOB_LABEL, NUDGED, parse_time
 from egt_operator.cluster_errors import Conflict, NotServed, Refused, meaning
 from egt_operator.rate import Bucket
 from egt_operator.render import RUN_LABEL
@@ -42,6 +42,13 @@ PAGE = 100  # objects of one answer; one takes up to 100 kB of memory while it i
 REQUEST_SECONDS = 30.0  # a request that takes longer has most likely lost its connection
 LOG_SECONDS = 10.0  # a node that takes longer does not answer
 LOG_BYTES = 64 * 2**10  # of a log's end: progress is said every ten seconds
+
+
+class Unmade(NamedTuple):
+    """What was said last of pods that could not be made."""
+
+    time: datetime
+    message: str
 
 
 class Cluster:
@@ -110,13 +117,16 @@ class Cluster:
         path = f"{JOBS.format(namespace=namespace)}/{name}"
         await self._if_there("PATCH", path, body, content="application/merge-patch+json")
 
-    async def unmade_pods(self, namespace: str) -> dict[str, str]:
+    async def unmade_pods(self, namespace: str) -> dict[str, Unmade]:
         """By the uid of each job some of whose pods could not be made: what training-operator said last of it."""
         query = {"fieldSelector": "involvedObject.kind=PyTorchJob,type=Warning"}
         events = json.loads(await self._text("GET", EVENTS.format(namespace=namespace), query=query))["items"]
-        failed = [event for event in events if event["reason"].startswith("FailedCreate")]
-        failed.sort(key=lambda event: event["lastTimestamp"] or "")
-        return {event["involvedObject"]["uid"]: event["message"] for event in failed}
+        failed = [e for e in events if e.get("reason", "").startswith("FailedCreate") and e.get("lastTimestamp")]
+        failed.sort(key=lambda event: event["lastTimestamp"])
+        return {
+            event["involvedObject"]["uid"]: Unmade(parse_time(event["lastTimestamp"]), event.get("message", ""))
+            for event in failed
+        }
 
     async def pods(self, namespace: str, job: str) -> list[Body]:
         """The pods of a PyTorchJob."""

@@ -30,6 +30,7 @@ from egt_operator.settings import Settings
 from egt_operator.status import as_merge_patch, invalid
 from egt_operator.task import task_of
 from egt_operator.telemetry import Telemetry
+from egt_operator.unmade import UnmadePods
 from egt_operator.witness import Witness
 from egt_operator.work_queue import WorkQueue
 
@@ -53,7 +54,7 @@ class Controller:
         self._now, self._clock = now, clock
         self.cache, self.queue, self.announcer = Cache(), WorkQueue(clock), Announcer(cluster, now)
         self.logs = LogReader(cluster, now, clock, self.queue.add)
-        self._witness = Witness(cluster, settings, self.cache, now, self.logs)
+        self._witness = Witness(cluster, settings, self.cache, now, logs=self.logs, unmade=UnmadePods(cluster, clock))
         self._troubles: dict[str, int] = {}
         self._unheard: dict[str, int] = {}  # what a list has shown and no watch has brought yet: uid, version
         self.stale = False

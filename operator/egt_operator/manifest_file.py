@@ -75,7 +75,7 @@ def load(path: Path, kind: type[Kind]) -> Kind:
     if not isinstance(data, dict) or not isinstance(node, MappingNode):
         raise TaskError(f"{path}: holds no {kind.__name__}; its file starts with apiVersion, kind and metadata")
     try:
-        return kind.model_validate(_without_nulls(data), by_alias=True, by_name=False)
+        return kind.model_validate(_without_nulls(data, kind), by_alias=True, by_name=False)
     except ValidationError as error:
         wrong = error.errors()
         lines = [f"{path}:{_line(node, details['loc'])}: {say(details, kind)}" for details in wrong[:_LISTED]]
@@ -83,11 +83,16 @@ def load(path: Path, kind: type[Kind]) -> Kind:
         raise TaskError("\n".join(lines + rest)) from None
 
 
-def _without_nulls(value: Any) -> Any:
-    """Fields that are null are left out, as the API server does it: they have their defaults."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(inside) for key, inside in value.items() if inside is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+def _without_nulls(value: Any, model: type[BaseModel]) -> Any:
+    """Fields that are null are left out, as the API server does it: they have their defaults. Maps stay as they are."""
+    if isinstance(value, list):
+        return [_without_nulls(item, model) for item in value]
+    if not isinstance(value, dict):
+        return value
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    kept = {key: inside for key, inside in value.items() if inside is not None or key not in fields}
+    inner = {key: inner_models(fields[key].annotation) for key in kept.keys() & fields.keys()}
+    return {key: _without_nulls(inside, inner[key][0]) if inner.get(key) else inside for key, inside in kept.items()}
 
 
 def _read(path: Path) -> str:

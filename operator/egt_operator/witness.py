@@ -13,9 +13,8 @@ from egt_operator.decide import TERMINAL, World
 from egt_operator.known_run import KnownRun
 from egt_operator.log_reader import Heard, LogReader
 from egt_operator.settings import Settings
+from egt_operator.unmade import UnmadePods
 
-# Between lists of a namespace's events: the API server reads all of them from its disk, whatever is asked for.
-_UNMADE_SECONDS = 10.0
 _HANG_SECONDS = 5.0  # between reads of the log of a stage that seems to hang
 
 
@@ -28,11 +27,12 @@ class Witness:
         settings: Settings,
         cache: Cache,
         now: Callable[[], datetime],
+        *,
         logs: LogReader,
+        unmade: UnmadePods,
     ) -> None:
         self._cluster, self._settings, self._cache, self._now, self._logs = cluster, settings, cache, now, logs
-        self._unmade: dict[str, dict[str, str]] = {}
-        self._unmade_at: dict[str, float] = {}
+        self._unmade = unmade
 
     async def world(self, key: str, known: KnownRun, run: EGTRun) -> World:
         """What is seen of the run. Raises what the API server answers."""
@@ -71,10 +71,7 @@ class Witness:
         pods = [pod for pod in self._cache.pods(key) if pod.owner_uid == job.uid]
         if not without_pods(run, active, job, pods, self._now()):
             return ""
-        if self._unmade_at.get(namespace, 0.0) + _UNMADE_SECONDS <= (now := self._now().timestamp()):
-            self._unmade_at[namespace] = now
-            self._unmade[namespace] = await self._cluster.unmade_pods(namespace)
-        return self._unmade.get(namespace, {}).get(job.uid, "")
+        return await self._unmade.why(namespace, job)
 
     def _heard(self, key: str, known: KnownRun, run: EGTRun, active: StageStatus | None) -> Heard | None:
         """What the log of a running stage has said; it is read when it is time to, and when the stage seems to hang."""

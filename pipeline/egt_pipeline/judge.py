@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from openai import AsyncOpenAI, OpenAIError
 
@@ -85,10 +86,13 @@ class EndpointJudge:
         asked = self._asked.get(key)
         if asked is None:
             asked = self._asked[key] = asyncio.create_task(self._judged(question))
-        found = await asyncio.shield(asked)  # one that no longer waits takes nothing from the others
-        if found.failed:
-            self._asked.pop(key, None)
-        return found
+            asked.add_done_callback(partial(self._forget_failure, key))
+        return await asyncio.shield(asked)  # one that no longer waits takes nothing from the others
+
+    def _forget_failure(self, key: str, asked: "asyncio.Task[Judgement]") -> None:
+        """The next one asks again."""
+        if asked.cancelled() or asked.exception() or asked.result().failed:
+            del self._asked[key]
 
     async def _judged(self, question: str) -> Judgement:
         try:

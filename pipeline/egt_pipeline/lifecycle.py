@@ -9,6 +9,7 @@ One attempt of one stage::
     drop the work in progress that the artifact replaces
 """
 
+import contextlib
 import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from pathlib import Path
 from egt_pipeline.context import BROUGHT, Context, StageResult
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.chain import chain, link_digest
-from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.errors import TaskError, UnavailableError
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import Manifest, Metric, Producer, Progress, TaskFile
@@ -72,10 +73,14 @@ def run_task(
 
 
 def _published_by_another(task: TaskFile, store: Store) -> Manifest | None:
-    """The artifact, if somebody else has published it; what was written here since he cleared away is cleared too."""
+    """The artifact, if somebody else has published it; what was written here since he cleared away is cleared too.
+
+    A store that is in trouble then keeps it: that costs space, and no attempt.
+    """
     found = store.manifest(task.stage, task.known_digest())
     if found is not None:
-        store.discard_work(task.stage, task.known_digest())
+        with contextlib.suppress(UnavailableError, FileNotFoundError):  # several may be late, and clear at once
+            store.discard_work(task.stage, task.known_digest())
     return found
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -61,11 +62,11 @@ class translated:  # noqa: N801 - reads as a phrase: with translated(place)
         if isinstance(error, ClientError):
             code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
             if code in _NOT_THERE or (status in (401, 403) and code != "RequestTimeTooSkewed"):  # of this node's clock
-                raise TaskError(f"{self._place}: {code}; check store.uri and the credentials") from error
+                raise TaskError(f"{self._place}: {code}; check the bucket, its region and the credentials") from error
             raise UnavailableError(f"{self._place}: {error}") from error
         if isinstance(error, NoCredentialsError | PartialCredentialsError):
             raise TaskError(f"{self._place}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
-        if isinstance(error, BotoCoreError | BotoConnectionError):
+        if isinstance(error, BotoCoreError | BotoConnectionError | Boto3Error):
             raise UnavailableError(f"{self._place}: {error}") from error
 
 

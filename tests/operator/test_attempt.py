@@ -17,7 +17,7 @@ HOUR = timedelta(hours=1)
 
 def look(placed: datetime) -> Step:
     """At an attempt that was in the queue for an hour, and whose image cannot be pulled since it has a node."""
-    job = Job(name="digits-sft-a1", uid="j", owner_uid="r", created=NOW - HOUR)
+    job = Job(name="digits-sft-a1", uid="j", owner_uid="r", wanted=NOW - HOUR)
     pod = Pod(name="digits-sft-a1-master-0", job=job.name, owner_uid="j", created=NOW - HOUR, scheduled=placed,
               phase="Pending", reason="ErrImagePull", message="the registry is busy")  # fmt: skip
     stage = StageStatus(

@@ -14,7 +14,7 @@ from egt_pipeline.contract.graph import StageName
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
-JOB = Job(name="digits-sft-a1", uid="j", owner_uid="r", created=NOW - 60 * SECOND)
+JOB = Job(name="digits-sft-a1", uid="j", owner_uid="r", wanted=NOW - 60 * SECOND)
 SUMMARY = '{"stage": "sft", "digest": "d", "phase": "Succeeded", "exit_code": 0}'
 
 
@@ -75,7 +75,7 @@ def test_pods_that_start_at_the_last_moment_have_not_waited_too_long() -> None:
     assert look({"queueDeadlineSeconds": 60}, started=NOW - SECOND).stage.stopping is None
 
 
-QUEUED = Job(name=JOB.name, uid="j", owner_uid="r", created=NOW - 60 * SECOND, suspended=True)
+QUEUED = Job(name=JOB.name, uid="j", owner_uid="r", wanted=NOW - 60 * SECOND, suspended=True)
 RAN = timedelta(hours=10)
 
 

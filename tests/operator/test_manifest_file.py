@@ -42,6 +42,11 @@ def test_a_field_that_is_null_has_its_default_as_on_the_api_server(file: Path) -
     assert (spec.sft, spec.rl) == (SFTStage(), RLStage())
 
 
+def test_a_mistyped_field_is_named_although_it_is_null(file: Path) -> None:
+    said = refusal(file, yaml.safe_dump(manifest()) + "  rl: {epoch: null}\n")
+    assert "spec.rl.epoch: is no field here; did you mean epochs?" in said
+
+
 def test_a_number_with_an_exponent_is_a_number(file: Path) -> None:
     file.write_text(yaml.safe_dump(manifest()) + "  sft: {learningRate: 1e-5}\n")
     assert load_run(file).spec.sft.learning_rate == 1e-5

@@ -167,6 +167,13 @@ def test_a_run_can_be_written_as_a_manifest_and_read_again(tmp_path: Path) -> No
         assert load_run(path) == run.run
 
 
+def test_an_arm_can_take_away_what_the_base_has(tmp_path: Path) -> None:
+    base_with = manifest(sft__lora={"rank": 4})
+    document = sweep(arms={"adapters": {}, "full": {"sft.lora": None}}, seeds={"fields": ["rl.seed"], "values": [0]})
+    _, runs = read_sweep(write_sweep(tmp_path, document, base_with))
+    assert {run.arm: run.run.spec.sft.lora is not None for run in runs} == {"adapters": True, "full": False}
+
+
 def test_labels_tell_sweep_and_arm() -> None:
     run = expand_all()[0].run
     assert run.metadata.labels == {"egt.dev/sweep": "grid", "egt.dev/arm": "low"}

@@ -77,6 +77,18 @@ def test_pods_that_may_not_be_made_are_told_and_come_when_they_may() -> None:
     assert stage_of(cluster, "prepare")["attempt"] == 1
 
 
+def test_what_was_said_before_a_queue_took_the_place_away_says_nothing_of_now() -> None:
+    cluster = cluster_with()
+    cluster.unmade = QUOTA
+    drive(cluster, until=lambda c: QUOTA in str(status_of(c)))
+    (job,) = cluster.objects("job")
+    later = (cluster.now + timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    job["status"] = {"conditions": [{"type": "Suspended", "status": "False", "lastTransitionTime": later}]}
+    cluster._store("job", job)
+    drive(cluster, until=lambda c: QUOTA not in str(status_of(c)))
+    assert stage_of(cluster, "prepare")["reason"] == "Starting"
+
+
 def test_pods_that_cannot_be_valid_end_the_run_at_once() -> None:
     cluster = cluster_with()
     cluster.unmade = 'Error creating: Pod "digits-prepare-a1-master-0" is invalid: spec.volumes: bad'

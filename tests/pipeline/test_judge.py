@@ -153,8 +153,12 @@ def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     endpoint = Endpoint(model="judge", api_key_env="JUDGE_KEY")
     with pytest.raises(TaskError, match=r"rl.judge.endpoint.apiKeyEnv: .*JUDGE_KEY"):
         judge_for(LogicJudge(kind="endpoint", endpoint=endpoint))
-    inside = Endpoint(model="judge", base_url="http://judge.default/v1", api_key_env="JUDGE_KEY")
-    judge_for(LogicJudge(kind="endpoint", endpoint=inside))
+
+
+def test_a_service_without_tls_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY")
+    with serving(Service(["1"])) as service:
+        assert asked(service, ("r", 1)) == [Judgement(1)]
 
 
 def test_without_an_endpoint_rules_judge_or_nobody_does() -> None:

@@ -85,5 +85,5 @@ def test_what_is_wrong_for_good_is_not_called_a_service_that_does_not_answer(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the keys it has seen first
     store = open_store(StoreRef(uri=f"s3://{bucket}/x", endpoint=server.endpoint))
-    with pytest.raises(TaskError, match=rf"s3://{bucket}/x/.*; check store.uri and the credentials"):
+    with pytest.raises(TaskError, match=rf"s3://{bucket}/x/.*; check the bucket, its region and the credentials"):
         store.manifest(StageName.SFT, "0" * 16)

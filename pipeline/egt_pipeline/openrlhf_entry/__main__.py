@@ -15,6 +15,7 @@ from egt_pipeline.contract.errors import EXIT_DONE, EgtError
 from egt_pipeline.openrlhf_entry.machine import has_cuda
 from egt_pipeline.openrlhf_entry.node import (
     OBJECT_STORE_BYTES,
+    START_SECONDS,
     STARTS,
     WAIT_SECONDS,
     end_children,
@@ -71,9 +72,9 @@ def _start_ray(run: RunFile) -> None:
             end_children()
             if not left:
                 raise EgtError(
-                    f"rl: Ray did not start in {STARTS} times 30 s; this machine has too much else to do"
+                    f"rl: Ray did not start in {STARTS} times {START_SECONDS:.0f} s; too much else runs on this machine"
                 ) from None
-            print(f"rl: Ray did not start within 30 s; {left} more tries", flush=True)
+            print(f"rl: Ray did not start within {START_SECONDS:.0f} s; {left} more tries", flush=True)
 
 
 def _wait_for_others(run: RunFile) -> None:

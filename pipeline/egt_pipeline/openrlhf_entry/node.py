@@ -13,8 +13,8 @@ from egt_pipeline.orphans import die_with_parent
 from egt_pipeline.rl_run import RUN_FILE_VARIABLE, RunFile, current_run, logical_devices, pod_resource
 
 OBJECT_STORE_BYTES = 200 * 2**20  # a rollout of 256 samples with their pixels; more of it spills to disk
-STARTS = 6
-"""Of Ray: it gives its processes 30 s, no setting, which are too few where cores are busy."""
+STARTS, START_SECONDS = 6, 30.0
+"""Of Ray: so long it gives its processes, no setting, which is too little where cores are busy."""
 WAIT_SECONDS = 0.5  # between looks at whether the others are there
 
 
@@ -24,11 +24,15 @@ def join(run: RunFile) -> int:
     Whoever started this process ends it when the leader is done.
     """
     command = [sys.executable, "-m", "egt_pipeline.openrlhf_entry.node", os.environ[RUN_FILE_VARIABLE]]
-    for _ in range(STARTS):
+    deadline = time.monotonic() + STARTS * START_SECONDS
+    while True:
         _wait_for_leader(run)
+        began = time.monotonic()
         code = subprocess.run(command, check=False).returncode
+        if time.monotonic() - began > 2 * START_SECONDS or began > deadline:  # it had joined, and what it was in ended
+            return code
         end_children()
-    return code
+        time.sleep(WAIT_SECONDS)
 
 
 def end_children() -> None:
