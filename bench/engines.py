@@ -59,7 +59,7 @@ def of_run(manifest: Path, rows: int) -> tuple[Path, list[Request]]:
     """The fine-tuned model of a finished run, and rows that it has never seen."""
     planned = subprocess.run([EGT, "plan", str(manifest), "-o", "json"], stdout=subprocess.PIPE, check=True)
     digests = {line["name"]: line["digest"] for line in json.loads(planned.stdout)}
-    from egt_operator.cli import store_ref
+    from egt_operator.cli_parts import store_ref
     from egt_operator.manifest_file import load_run
 
     artifacts = Path(store_ref(load_run(manifest), None).uri.removeprefix("file://")) / "artifacts"
