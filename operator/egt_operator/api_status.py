@@ -13,6 +13,8 @@ Text = Annotated[str, Field(max_length=32768)]  # what Kubernetes allows a condi
 FailureClass = Literal[
     "UserError", "OutOfMemory", "NodeLost", "Preempted", "Hang", "BadInput", "Unavailable", "Crash", "Deadline"
 ]
+TERMINAL = ("Complete", "Failed")
+"""Phases that a run never leaves."""
 Stopping = Literal["Suspend", "Hang", "Deadline", "RankReplaced", "Deleted"]
 
 

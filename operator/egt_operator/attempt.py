@@ -82,7 +82,7 @@ def follow(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settin
 def _without_job(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settings) -> Step:
     """The job is not made yet, or gone: by this operator's doing, or somebody else's."""
     if stage.job_uid is None and stage.stopping is None:
-        if not wants_to_stop(run):
+        if not run.spec.suspend:
             if writing(evidence.pods, evidence.now, settings):  # somebody deleted the job before it was noted down
                 return Step(stage, evidence.active_seconds, wake=evidence.now + timedelta(seconds=_POLL_SECONDS))
             return Step(stage, evidence.active_seconds, create=True)
@@ -104,7 +104,7 @@ def _must_stop(
 ) -> tuple[Stopping | Literal["Unstartable"] | None, str]:
     """Why the attempt cannot go on, if so, in one word and for people."""
     now, spec = evidence.now, run.spec
-    if wants_to_stop(run):
+    if run.spec.suspend and (run.spec.suspend_policy == "Immediate" or seen.state != "Running"):  # nothing to finish
         return "Suspend", "spec.suspend is true"
     if stage.pods_created and any(pod.created > stage.pods_created for pod in evidence.pods) and stage.running_since:
         return "RankReplaced", "a pod was replaced while the others went on; all ranks start again together"
@@ -124,11 +124,6 @@ def writing(pods: Sequence[Pod], now: datetime, settings: Settings) -> list[Pod]
     """Pods that may still write somewhere: they have not ended, and are not given up."""
     known = [(pod, pod.given_up(settings.lost_node_seconds)) for pod in pods if pod.alive]
     return [pod for pod, end in known if end is None or end > now]
-
-
-def wants_to_stop(run: EGTRun) -> bool:
-    """True if the stage at work is to end now, after a checkpoint."""
-    return run.spec.suspend and run.spec.suspend_policy == "Immediate"
 
 
 def _passed(since: datetime | None, limit: float | None, now: datetime, before: float = 0.0) -> bool:

@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from egt_operator.announce import Announcer
 from egt_operator.api import MANAGER, EGTRun
-from egt_operator.api_status import EGTRunStatus, StageStatus
+from egt_operator.api_status import TERMINAL, EGTRunStatus, StageStatus
 from egt_operator.cache import KINDS, Cache, Kind
 from egt_operator.cluster import Cluster
 from egt_operator.cluster_errors import TROUBLE, Conflict, Refused, told
-from egt_operator.decide import TERMINAL, Decision, World, decide, forbidden, refused
+from egt_operator.decide import Decision, World, decide, forbidden, refused
 from egt_operator.known_run import KnownRun
 from egt_operator.log_reader import LogReader
 from egt_operator.outcome import links_of

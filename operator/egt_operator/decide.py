@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from egt_operator.api import EGTRun
-from egt_operator.api_status import EGTRunStatus, StageStatus
+from egt_operator.api_status import TERMINAL, EGTRunStatus, StageStatus
 from egt_operator.attempt import failed, follow, writing
 from egt_operator.attempt_times import Evidence
 from egt_operator.children import Job, Pod
@@ -18,12 +18,11 @@ from egt_operator.outcome import links_of, made_again, succeeded
 from egt_operator.plan import Observed, Phase, Task, plan
 from egt_operator.render import Owner, job_name
 from egt_operator.settings import Settings
-from egt_operator.status import said, with_stage
+from egt_operator.status import said, seen_at, with_stage
 from egt_pipeline.contract.chain import Link
 from egt_pipeline.contract.graph import STAGES, StageName
 from egt_pipeline.contract.task import Progress
 
-TERMINAL = ("Complete", "Failed")
 _REFUSED_SECONDS = 15.0  # a queue or a node pool that is made later is no event that anybody watches
 _GOING_SECONDS = 1.0  # between looks at a job of a deleted run that the garbage collector has not removed yet
 _CLEANED_SECONDS = 15.0  # within it training-operator has removed the other pods of a failed job
@@ -203,6 +202,7 @@ def _left_over(world: World) -> tuple[Job, ...]:
 
 def _after_the_end(run: EGTRun, status: EGTRunStatus, world: World) -> Decision:
     """A finished run is never planned again: what still runs of it ends, and after its time to live it is removed."""
+    status = seen_at(status, world.generation)  # or kubectl wait would take the verdict for one on an older spec
     ttl = run.spec.ttl.complete_seconds if status.phase == "Complete" else run.spec.ttl.failed_seconds
     ended = next(c.last_transition_time for c in status.conditions if c.type == status.phase)
     decision = Decision(status, delete=_left_over(world))

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from egt_operator.api import GROUP, KIND, VERSION
-from egt_operator.api_status import EGTRunStatus, StageStatus
+from egt_operator.api_status import TERMINAL, EGTRunStatus, StageStatus
+from egt_operator.observe import UNMADE
 from egt_operator.plan import Phase
 from egt_operator.render import Owner
 
@@ -29,6 +30,9 @@ def happened(before: EGTRunStatus | None, after: EGTRunStatus) -> Iterator[Happe
     old = {stage.name: stage for stage in before.stages} if before is not None else {}
     for stage in after.stages:
         yield from _of_stage(old.get(stage.name), stage)
+    if before is not None and before.phase in TERMINAL and before.observed_generation != after.observed_generation:
+        said = "this run has ended, and no change of it but that of ttl has an effect; delete it and apply it anew"
+        yield Happened("Warning", "HasEnded", said, f"ended-{after.observed_generation}")
     if before is None or before.phase != after.phase:
         ended = next((c for c in after.conditions if c.type == after.phase), None)
         if after.phase == "Complete" and ended:
@@ -53,6 +57,9 @@ def _of_stage(before: StageStatus | None, after: StageStatus) -> Iterator[Happen
             yield Happened(
                 "Normal", "StageReused", f"{after.name}: {after.digest} is published already", f"{mark}-reuse"
             )
+    if after.reason == UNMADE and (before is None or before.reason != UNMADE):
+        said = f"{after.name}: attempt {after.attempt}: {after.message}"
+        yield Happened("Warning", UNMADE, said, f"{mark}-{UNMADE}")
     failure = after.last_failure
     if failure is not None and (before is None or before.last_failure != failure):
         said = f"{after.name}: attempt {failure.attempt}: {failure.kind}: {failure.message}"

@@ -53,6 +53,12 @@ def said(run: EGTRun, status: EGTRunStatus, *, now: datetime, generation: int, r
     )
 
 
+def seen_at(status: EGTRunStatus, generation: int) -> EGTRunStatus:
+    """The same status, said of this generation of the spec."""
+    conditions = tuple(one.model_copy(update={"observed_generation": generation}) for one in status.conditions)
+    return status.model_copy(update={"observed_generation": generation, "conditions": conditions})
+
+
 def invalid(known: KnownRun, error: ValidationError, now: datetime) -> tuple[EGTRunStatus, EGTRunStatus]:
     """The status before and after of a run whose spec this operator cannot read; nothing is started for it.
 
@@ -88,10 +94,10 @@ def _verdict(run: EGTRun, status: EGTRunStatus, refusals: Refusals) -> Verdict:
         if active.running_since is not None and active.stopping is None:
             return Verdict("Running", "Running", f"{active.name}: attempt {active.attempt} runs")
         return Verdict("Pending", active.reason or "Starting", f"{active.name}: {active.message or 'its pods start'}")
-    if refusals:
-        return Verdict("Pending", refusals[0][0], refusals[0][1])
     if run.spec.suspend:
         return Verdict("Suspended", "Suspended", "spec.suspend is true; set it to false to go on")
+    if refusals:
+        return Verdict("Pending", refusals[0][0], refusals[0][1])
     waiting = next(s for s in status.stages if s.phase is Phase.WAITING)
     if waiting.next_attempt is not None:
         told = f"{waiting.name}: attempt {waiting.attempt + 1} not before {waiting.next_attempt:%H:%M:%S} UTC: "

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from datetime import datetime
 
 from egt_operator.api import EGTRun
-from egt_operator.api_status import StageStatus
+from egt_operator.api_status import TERMINAL, StageStatus
 from egt_operator.attempt import without_pods
 from egt_operator.attempt_times import FIRST_SECONDS
 from egt_operator.cache import Cache
 from egt_operator.cluster import Cluster
-from egt_operator.decide import TERMINAL, World
+from egt_operator.decide import World
 from egt_operator.known_run import KnownRun
 from egt_operator.log_reader import Heard, LogReader
 from egt_operator.settings import Settings

@@ -98,6 +98,33 @@ def test_pods_that_cannot_be_valid_end_the_run_at_once() -> None:
     assert cluster.objects("job") == []
 
 
+def test_a_run_whose_pods_are_refused_is_suspended_at_once_whatever_the_policy() -> None:
+    cluster = cluster_with(egtrun(suspendPolicy="AfterStage"))
+    cluster.unmade = QUOTA
+    drive(cluster, until=lambda c: QUOTA in str(status_of(c)))
+    assert [e["type"] for e in cluster.events.values() if e["reason"] == "PodsRefused"] == ["Warning"]
+    cluster.change(suspend=True)
+    drive(cluster, until=lambda c: status_of(c)["phase"] == "Suspended")
+    assert cluster.objects("job") == []
+
+
+def test_a_suspended_run_whose_queue_is_missing_is_suspended() -> None:
+    cluster = cluster_with(egtrun(scheduling={"queue": "nosuch"}, suspend=True))
+    drive(cluster, until=lambda c: status_of(c).get("phase") == "Suspended")
+    accepted = next(c for c in status_of(cluster)["conditions"] if c["type"] == "Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "QueueMissing")
+
+
+def test_a_verdict_holds_for_the_spec_of_an_ended_run_that_was_changed_and_an_event_says_so() -> None:
+    cluster = cluster_with()
+    drive(cluster)
+    cluster.change(ttl={"completeSeconds": 3600})
+    drive(cluster, until=lambda c: status_of(c)["observedGeneration"] == 2)
+    assert {condition["observedGeneration"] for condition in status_of(cluster)["conditions"]} == {2}
+    assert status_of(cluster)["phase"] == "Complete"
+    assert [e["type"] for e in cluster.events.values() if e["reason"] == "HasEnded"] == ["Warning"]
+
+
 def test_a_job_without_pods_is_nudged_once_a_minute_at_most() -> None:
     cluster = cluster_with(egtrun(queueDeadlineSeconds=600))
     cluster.unmade = QUOTA
