@@ -119,9 +119,12 @@ class History:
 
     async def play(self, client: ApiClient) -> None:
         """Life after life, until the run has ended. Raises TimeoutError if it never does."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not self._ended.is_set():
-                await self._live(client)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not self._ended.is_set():
+                    await self._live(client)
+        except TimeoutError:
+            raise TimeoutError(f"{self.name}: after {self.lives} lives and {self.calls} calls: {self.status}") from None
 
     async def _live(self, client: ApiClient) -> None:
         """One life of the operator."""
