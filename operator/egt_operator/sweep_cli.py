@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 import yaml
@@ -13,12 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from egt_operator.api import EGTRunSpec
 from egt_operator.cli_parts import CHANGES_EXIT, PROBLEMS_EXIT, OutputOption, StoreOption, is_json
 from egt_operator.plan import Task
 from egt_operator.sweep import SWEEP_LABEL, Census, SweepRun, census, tasks_of, waves
 from egt_operator.sweep_local import open_members, read_sweep, run_members
 from egt_operator.sweep_outcome import outcome_of
 from egt_pipeline.contract.chain import chain
+from egt_pipeline.contract.data import DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.fingerprint import missing_sources
 from egt_pipeline.contract.graph import StageName
@@ -165,12 +168,7 @@ def manifests(
     sweep, runs = read_sweep(file)
     if out.exists() and any(out.iterdir()):
         raise TaskError(f"--out: {out} is not empty; runs of an earlier sweep would be applied too")
-    here = next((entry for entry in runs if not entry.run.spec.store.uri.startswith("s3://")), None)
-    if here is not None:
-        uri = here.run.spec.store.uri
-        raise TaskError(
-            f"{file}: {here.name}: store.uri: {uri!r} is on this machine; a cluster takes s3://bucket/prefix"
-        )
+    _check_stores(file, runs)
     # Neither store nor sources are asked: both may be out of reach from where manifests are written.
     order = waves([tasks_of(chain(entry.run.recipes, source_fingerprint="", prepared=None)) for entry in runs])
     for number, wave in enumerate(order, 1):
@@ -181,3 +179,31 @@ def manifests(
             (folder / f"{runs[place].name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
         label = f"{SWEEP_LABEL}={sweep.metadata.name}"
         print(f"kubectl apply -f {folder} && kubectl wait egt -l {label} --for=condition=Complete --timeout=48h")
+    for place_here in sorted({place for entry in runs for place in _on_this_machine(entry.run.spec)}):
+        print(f"note: {place_here} is on this machine; pods find it only if their image has it", file=sys.stderr)
+
+
+def _check_stores(file: Path, runs: Sequence[SweepRun]) -> None:
+    here = next((entry for entry in runs if not entry.run.spec.store.uri.startswith("s3://")), None)
+    if here is not None:
+        raise TaskError(
+            f"{file}: {here.name}: store.uri: {here.run.spec.store.uri!r} is on this machine; a cluster takes "
+            "s3://bucket/prefix, which may stand under common: store.uri"
+        )
+
+
+def _on_this_machine(spec: EGTRunSpec) -> Iterator[str]:
+    """Sources and services of a run that are on the machine where its manifest was written."""
+    sources: dict[str, ModelSource | DataSource] = {
+        "model": spec.model,
+        "data.sft": spec.data.sft,
+        "data.rl": spec.data.rl,
+    }
+    sources |= {f"data.evaluate[{number}]": source for number, source in enumerate(spec.data.evaluate)}
+    for name, source in sources.items():
+        if not source.source.startswith(("s3://", "hf://")):
+            yield f"{name}.source: {source.source}"
+    services = {"distill.teacher": spec.distill.teacher, "rl.judge.endpoint": spec.rl.judge.endpoint}
+    for name, service in services.items():
+        if service is not None and urlsplit(service.base_url).hostname in ("127.0.0.1", "localhost", "::1"):
+            yield f"{name}.baseUrl: {service.base_url}"

@@ -21,7 +21,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_manifests_are_runs_of_their_own_in_folders_to_apply_in_turn(tmp_path: Path) -> None:
-    file = write_sweep(tmp_path, sweep(), manifest(store={"uri": "s3://bucket/prefix"}))
+    base = manifest(store={"uri": "s3://bucket/prefix"}, data__rl__source="s3://bucket/rl.jsonl")
+    file = write_sweep(tmp_path, sweep(), base)
     said = CliRunner().invoke(
         sweep_app, ["manifests", str(file), "--out", str(tmp_path / "out")], catch_exceptions=False
     )
@@ -34,6 +35,8 @@ def test_manifests_are_runs_of_their_own_in_folders_to_apply_in_turn(tmp_path: P
     ]
     assert load_run(tmp_path / "out" / paths[1]).spec.curate.keep.band == "high"
     assert said.stdout.count("kubectl apply") == 2
+    assert "data.sft.source: " in said.stderr, "what pods cannot see is noted"
+    assert "data.rl.source" not in said.stderr
 
 
 def test_manifests_whose_store_is_on_this_machine_are_of_no_use_to_a_cluster(file: Path, tmp_path: Path) -> None:
