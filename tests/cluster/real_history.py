@@ -33,7 +33,7 @@ from trouble import Crash, KilledAt, Trouble
 WATCHED: dict[Kind, str] = {"run": RUNS, "job": JOBS, "pod": PODS}
 SETTINGS = Settings(image="egt-pipeline:test", backoff_seconds=0.5, progress_seconds=60, resync_seconds=4)
 AT_ONCE = 12
-PATIENCE_SECONDS = 300.0  # a run without trouble takes ten
+PATIENCE_SECONDS = 900.0  # a run without trouble takes ten, one of twelve in trouble two minutes and more
 
 
 class Disturbance(Protocol):
