@@ -37,12 +37,11 @@ def main() -> None:
         return
     seconds: dict[str, list[float]] = {"ours": [], "stock": []}
     with tempfile.TemporaryDirectory(prefix="egt-rl-step-") as folder:
-        from build_rl import build_speaking_model
+        from build_rl import speaking_model
 
-        model = build_speaking_model(Path(folder) / "model")
         for number in range(options.rounds):
             place = Path(folder) / f"round-{number}"
-            seconds["ours"] += ours(place, model, options.steps)
+            seconds["ours"] += ours(place, speaking_model(), options.steps)
             seconds["stock"] += against_stock(place)
     found = {name: statistics.median(times) for name, times in seconds.items()}
     for name, times in seconds.items():

@@ -17,10 +17,9 @@ from rich.progress import track
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from egt_pipeline.chunks import Board, Chunk, share
-from simulated_workers import Rule, Simulation, Worker
+from simulated_workers import Rule, Simulation, fleet
 
-WORKERS, BAR = 32, 1.05
-LOST_AT_SECONDS = {5: 250.0, 17: 300.0}
+BAR = 1.05
 
 
 def static(chunks: Sequence[Chunk], number: int, count: int, board: Board) -> Iterator[Chunk]:
@@ -30,9 +29,7 @@ def static(chunks: Sequence[Chunk], number: int, count: int, board: Board) -> It
 
 def ratio(rule: Rule, rows: int, chunk_rows: int, seed: int) -> tuple[float, int]:
     """Makespan to ideal, and how many chunks were made more than once."""
-    speeds = [6.0 if number % 10 == 9 else 10.0 for number in range(WORKERS)]
-    workers = [Worker(speed=speed, lost_at_seconds=LOST_AT_SECONDS.get(n)) for n, speed in enumerate(speeds)]
-    found = Simulation(workers, rows=rows, chunk_rows=chunk_rows, seed=seed, rule=rule).run()
+    found = Simulation(fleet(), rows=rows, chunk_rows=chunk_rows, seed=seed, rule=rule).run()
     return found.makespan_seconds / found.ideal_seconds, sum(found.made.values()) - len(found.made)
 
 
@@ -49,7 +46,7 @@ def main() -> None:
         ratios, twice = [one for one, _ in found], [one for _, one in found]
         lines.append(f"{name}, chunks of {chunk_rows}: makespan / ideal {min(ratios):.3f} to {max(ratios):.3f} "
                      f"(bar {BAR}), made twice at most {max(twice)} of {-(-given.rows // chunk_rows)}")  # fmt: skip
-    print(f"{WORKERS} workers, {given.rows:,} rows, seeds 0 to {given.seeds - 1}", *lines, sep="\n")
+    print(f"{len(fleet())} workers, {given.rows:,} rows, seeds 0 to {given.seeds - 1}", *lines, sep="\n")
 
 
 if __name__ == "__main__":

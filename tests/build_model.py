@@ -11,10 +11,18 @@ from egt_pipeline.tiny_model import build_tiny_model
 _SPEECH = ("<think>", "</think>", "<answer>", None, "</answer>", "<|im_end|>")
 
 
+_MODELS = tempfile.TemporaryDirectory(prefix="egt-models-")
+
+
+def model_folder(name: str) -> Path:
+    """Where a model lies that the tests of this process share; gone when the process ends."""
+    return Path(_MODELS.name) / name
+
+
 @functools.cache
 def random_model() -> Path:
     """A random Qwen2.5-VL of 0.1 million weights; shared by all tests, so never write into it."""
-    folder = Path(tempfile.mkdtemp(prefix="egt-model-"))
+    folder = model_folder("random")
     build_tiny_model(folder, hidden=64, vision_hidden=64, layers=1)
     return folder
 
@@ -29,7 +37,7 @@ def judge_model() -> Path:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    folder = copy_of(random_model(), Path(tempfile.mkdtemp(prefix="egt-judge-")) / "model")
+    folder = copy_of(random_model(), model_folder("judge"))
     model = AutoModelForImageTextToText.from_pretrained(folder)
     tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
     embedding, head = model.get_input_embeddings().weight.data, model.get_output_embeddings().weight.data

@@ -1,5 +1,6 @@
 """Inputs of the rl stage: a tiny model that already answers in form, preferences with pictures, a selection."""
 
+import functools
 import io
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from build_model import model_folder
 from egt_pipeline.preferences import write_images, write_preferences
 from egt_pipeline.prompts import messages
 
@@ -120,13 +122,15 @@ def _preference(row: int) -> dict[str, object]:
     }
 
 
-def build_speaking_model(folder: Path, *, steps: int = 60) -> Path:
-    """A tiny model that answers with one of ``RESPONSES``, by the toss of a coin."""
+@functools.cache
+def speaking_model() -> Path:
+    """A tiny model that answers with one of ``RESPONSES``, by the toss of a coin; shared, so never write into it."""
     import torch
     from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
     from egt_pipeline.tiny_model import build_tiny_model
 
+    folder = model_folder("speaking")
     build_tiny_model(folder, hidden=64)
     processor = AutoProcessor.from_pretrained(folder)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
@@ -140,7 +144,7 @@ def build_speaking_model(folder: Path, *, steps: int = 60) -> Path:
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     labels[:, :start] = -100
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(steps):
+    for _ in range(60):
         loss = model(**batch, labels=labels).loss
         optimiser.zero_grad()
         loss.backward()

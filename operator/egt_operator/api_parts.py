@@ -9,6 +9,8 @@ from egt_pipeline.contract.base import Placement, Recipe
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # A child is called <run>-<stage>-a<attempt> and its pods <child>-worker-<n>: 40 leaves 23 of a label's 63 characters.
 NAME_LENGTH = 40
+SIZE = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
+"""Amounts of memory and disk, as in 64Gi."""
 
 Attempts = Annotated[int, Field(ge=0, le=1000)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
@@ -33,7 +35,7 @@ class Resources(Recipe):
 
     cpu: float | None = Field(default=None, gt=0, le=4096)
     """CPU cores; null leaves them to the cluster's defaults."""
-    memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$", max_length=16)
+    memory: str | None = Field(default=None, pattern=SIZE, max_length=16)
     """Memory, as in 64Gi; null leaves it to the cluster's defaults."""
     gpu: int | None = Field(default=None, ge=0, le=64)
     """GPUs; null: one for each process in the pod of a stage that runs a model, none for the others."""
@@ -113,7 +115,7 @@ class Scheduling(Recipe):
     """What else a node must be; every requirement holds. As one of several kinds of GPU."""
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
     """Taints that the pods put up with."""
-    gpu_memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$", max_length=16)
+    gpu_memory: str | None = Field(default=None, pattern=SIZE, max_length=16)
     """What one GPU holds, as in 80Gi; `egt plan` refuses what needs more. null: as nvidia.com/gpu.product says."""
 
 

@@ -18,7 +18,7 @@ from egt_operator.geometry import geometry_of
 from egt_operator.local import LocalRun, StageOutcome, outcome, run_local
 from egt_operator.local_view import LocalView
 from egt_operator.manifest_file import load_run
-from egt_operator.plan import forecast, forecast_without_store
+from egt_operator.plan import Task, forecast, forecast_without_store
 from egt_operator.plan_view import print_plan
 from egt_operator.schema import generated_files
 from egt_operator.sweep_cli import sweep_app
@@ -27,6 +27,7 @@ from egt_pipeline.contract.chain import Link
 from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError
 from egt_pipeline.contract.fingerprint import missing_sources
 from egt_pipeline.contract.graph import StageName
+from egt_pipeline.contract.task import Manifest
 
 typer_app = typer.Typer(
     name="egt",
@@ -82,25 +83,26 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
     does not answer. What a run needs is said in any case.
     """
     wants_json, run = is_json(output), load_run(file)
+    trouble: EgtError | None = None
+    found: dict[Task, Manifest] = {}
     try:
         local = open_local(run, store)
         links, found = local.chain()
+        lines = forecast(links, set(found), local.past())
     except EgtError as error:  # no store, no key, a damaged artifact: what the manifest alone says is still of use
-        needs = estimate(run, geometry_of(run.spec.model), {})
-        refused = refusals(run.spec, needs)
-        print_plan(forecast_without_store(run.recipes, str(error)), needs, refused, as_json=wants_json)
-        check_fits(refused)
-        raise
-    lines = forecast(links, set(found), local.past())
+        trouble, lines = error, forecast_without_store(run.recipes, str(error))
+    to_run = {line.name for line in lines if line.action == "run"}
     needs = estimate(run, geometry_of(run.spec.model), prepared_metrics(found))
-    needs = needs.only({line.name for line in lines if line.action == "run"})
+    needs = needs if trouble else needs.only(to_run)
     refused = refusals(run.spec, needs)
     print_plan(lines, needs, refused, as_json=wants_json)
-    if any(line.name == "prepare" and line.action == "run" for line in lines):
-        for missing in missing_sources(links[StageName.PREPARE].recipe):  # type: ignore[arg-type]
+    if StageName.PREPARE in to_run:
+        for missing in missing_sources(run.recipes[StageName.PREPARE]):  # type: ignore[arg-type]
             print(f"prepare will fail: {missing}", file=sys.stderr)
     check_fits(refused)
-    if any(line.action == "run" for line in lines):
+    if trouble is not None:
+        raise trouble
+    if to_run:
         raise typer.Exit(CHANGES_EXIT)
 
 

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from egt_operator.api_parts import SIZE
+
 _PREFIX = "EGT_"
 
-Size = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")]
+Size = Annotated[str, Field(pattern=SIZE)]
 
 
 class Settings(BaseModel):

@@ -55,6 +55,8 @@ def said(run: EGTRun, status: EGTRunStatus, *, now: datetime, generation: int, r
 
 def seen_at(status: EGTRunStatus, generation: int) -> EGTRunStatus:
     """The same status, said of this generation of the spec."""
+    if status.observed_generation == generation:
+        return status
     conditions = tuple(one.model_copy(update={"observed_generation": generation}) for one in status.conditions)
     return status.model_copy(update={"observed_generation": generation, "conditions": conditions})
 

@@ -14,16 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from egt_operator.api import EGTRunSpec
+from egt_operator.api import EGTRun
 from egt_operator.cli_parts import CHANGES_EXIT, PROBLEMS_EXIT, OutputOption, StoreOption, is_json
 from egt_operator.plan import Task
 from egt_operator.sweep import SWEEP_LABEL, Census, SweepRun, census, tasks_of, waves
 from egt_operator.sweep_local import open_members, read_sweep, run_members
 from egt_operator.sweep_outcome import outcome_of
 from egt_pipeline.contract.chain import chain
-from egt_pipeline.contract.data import DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.fingerprint import missing_sources
+from egt_pipeline.contract.fingerprint import local_sources, missing_sources
 from egt_pipeline.contract.graph import StageName
 
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ def manifests(
             (folder / f"{runs[place].name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
         label = f"{SWEEP_LABEL}={sweep.metadata.name}"
         print(f"kubectl apply -f {folder} && kubectl wait egt -l {label} --for=condition=Complete --timeout=48h")
-    for place_here in sorted({place for entry in runs for place in _on_this_machine(entry.run.spec)}):
+    for place_here in sorted({place for entry in runs for place in _on_this_machine(entry.run)}):
         print(f"note: {place_here} is on this machine; pods find it only if their image has it", file=sys.stderr)
 
 
@@ -192,18 +191,11 @@ def _check_stores(file: Path, runs: Sequence[SweepRun]) -> None:
         )
 
 
-def _on_this_machine(spec: EGTRunSpec) -> Iterator[str]:
+def _on_this_machine(run: EGTRun) -> Iterator[str]:
     """Sources and services of a run that are on the machine where its manifest was written."""
-    sources: dict[str, ModelSource | DataSource] = {
-        "model": spec.model,
-        "data.sft": spec.data.sft,
-        "data.rl": spec.data.rl,
-    }
-    sources |= {f"data.evaluate[{number}]": source for number, source in enumerate(spec.data.evaluate)}
-    for name, source in sources.items():
-        if not source.source.startswith(("s3://", "hf://")):
-            yield f"{name}.source: {source.source}"
-    services = {"distill.teacher": spec.distill.teacher, "rl.judge.endpoint": spec.rl.judge.endpoint}
+    for field, path in local_sources(run.recipes[StageName.PREPARE]):  # type: ignore[arg-type]
+        yield f"{field}: {path}"
+    services = {"distill.teacher": run.spec.distill.teacher, "rl.judge.endpoint": run.spec.rl.judge.endpoint}
     for name, service in services.items():
         if service is not None and urlsplit(service.base_url).hostname in ("127.0.0.1", "localhost", "::1"):
             yield f"{name}.baseUrl: {service.base_url}"

@@ -20,8 +20,8 @@ class UnmadePods:
     async def why(self, namespace: str, job: Job) -> str:
         """What was said last of pods of this job, since they are wanted; empty: nothing."""
         at, answer = self._asked.get(namespace, (float("-inf"), None))
-        stale = answer is None or self._clock() - at >= _EVERY_SECONDS
-        if answer is None or (answer.done() and (stale or answer.cancelled() or answer.exception() is not None)):
+        old = self._clock() - at >= _EVERY_SECONDS
+        if answer is None or (answer.done() and (old or answer.cancelled() or answer.exception())):
             answer = asyncio.create_task(self._cluster.unmade_pods(namespace))
             self._asked[namespace] = self._clock(), answer
         said = (await asyncio.shield(answer)).get(job.uid)  # others may wait for it too

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from egt_pipeline.chunks import Chunk, cut, share
-from simulated_workers import Simulation, Worker
+from simulated_workers import Simulation, Worker, fleet
 
 
 class Board:
@@ -96,8 +96,7 @@ def test_names_of_chunks_sort_as_their_numbers_do_and_hold_their_group():
 
 
 def test_32_workers_of_which_some_are_slow_and_two_are_lost_end_together_and_lose_nothing():
-    lost = {5: 250.0, 17: 300.0}
-    workers = [Worker(speed=6 if number % 10 == 9 else 10, lost_at_seconds=lost.get(number)) for number in range(32)]
+    workers = fleet()
     outcome = Simulation(workers, rows=100_000, chunk_rows=64, seed=0).run()
     assert len(outcome.made) == 1563
     assert outcome.makespan_seconds <= 1.05 * outcome.ideal_seconds

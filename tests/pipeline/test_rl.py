@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from build_rl import FORCE_OUTLIERS, QUESTION, build_rl_inputs, build_speaking_model, picture, put_in_place
+from build_rl import FORCE_OUTLIERS, QUESTION, build_rl_inputs, picture, put_in_place, speaking_model
 from build_rl_run import KEPT, PLAN, RECIPE, check_model, context, order, run
 from egt_pipeline.contract.errors import ArtifactError, TaskError
 from egt_pipeline.contract.task import Progress
@@ -23,17 +23,12 @@ from egt_pipeline.stages import rl
 from event_files import scalars
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_speaking_model(tmp_path_factory.mktemp("model"))
-
-
 def test_a_real_run_follows_the_plan_counts_outliers_and_leaves_a_model_that_loads(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_in_place(FORCE_OUTLIERS, tmp_path, monkeypatch)
     seen: list[Progress] = []
-    out = run(tmp_path, model, RECIPE.model_copy(update={"advantage_sigma": 0.5}), progress=seen.append)
+    out = run(tmp_path, speaking_model(), RECIPE.model_copy(update={"advantage_sigma": 0.5}), progress=seen.append)
 
     assert order(out) == PLAN
     losses = pq.read_table(out / "losses.parquet").to_pylist()
@@ -43,7 +38,7 @@ def test_a_real_run_follows_the_plan_counts_outliers_and_leaves_a_model_that_loa
     assert any(row["filtered_share"] > 0 for row in losses)
     responses = pq.read_table(out / "rewards.parquet").to_pylist()
     _check_rewards(responses)
-    first = [_sentence_entropy(model, row) for row in responses if row["step"] == 1]
+    first = [_sentence_entropy(speaking_model(), row) for row in responses if row["step"] == 1]
     # OpenRLHF computes in bfloat16, this in float32; after the step it were another model.
     assert losses[0]["entropy_nats"] == pytest.approx(fmean(first), rel=0.03)
     metrics = json.loads((out / "metrics.json").read_text())
@@ -58,7 +53,7 @@ def test_a_real_run_follows_the_plan_counts_outliers_and_leaves_a_model_that_loa
     assert context(tmp_path).work.names("checkpoints/") == [
         "checkpoints/processes-1-pods-1/pod-0/attempt-001/step-000006"
     ]
-    check_model(out / "model", model)
+    check_model(out / "model", speaking_model())
 
 
 def _check_rewards(responses: list[dict[str, object]]) -> None:

@@ -10,7 +10,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from build_rl import SHUFFLE, build_speaking_model, put_in_place
+from build_rl import SHUFFLE, put_in_place, speaking_model
 from build_rl_run import PLAN, RECIPE, check_model, context, order, run
 from egt_pipeline.adapters import trained_model
 from egt_pipeline.contract.errors import EgtError, StoppedError
@@ -21,22 +21,15 @@ from event_files import scalars
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_speaking_model(tmp_path_factory.mktemp("model"))
-
-
-def test_a_run_that_is_shuffled_on_purpose_fails_the_check(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_shuffled_on_purpose_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_in_place(SHUFFLE, tmp_path, monkeypatch)
     with pytest.raises(EgtError, match=r"order.parquet: step \d, position \d"):
-        run(tmp_path, model)
+        run(tmp_path, speaking_model())
     assert not (tmp_path / "out1" / "order.parquet").exists()
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["all weights", "adapters"])
-def test_a_run_stopped_in_the_middle_goes_on_at_the_next_prompt(lora: LoRA | None, tmp_path: Path, model: Path) -> None:
+def test_a_run_stopped_in_the_middle_goes_on_at_the_next_prompt(lora: LoRA | None, tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"lora": lora, "freeze_vision": lora is not None})
     done: list[float] = []
 
@@ -44,11 +37,17 @@ def test_a_run_stopped_in_the_middle_goes_on_at_the_next_prompt(lora: LoRA | Non
         return len(done) >= 2
 
     with pytest.raises(StoppedError):
-        run(tmp_path, model, recipe, progress=lambda p: done.append(p.done), stopping=stop_after_the_second_step)
+        run(
+            tmp_path,
+            speaking_model(),
+            recipe,
+            progress=lambda p: done.append(p.done),
+            stopping=stop_after_the_second_step,
+        )
     (checkpoint,) = context(tmp_path).work.names("checkpoints/")
     first = int(checkpoint[-6:])
     again: list[float] = []
-    out = run(tmp_path, model, recipe, attempt=2, progress=lambda p: again.append(p.done))
+    out = run(tmp_path, speaking_model(), recipe, attempt=2, progress=lambda p: again.append(p.done))
     assert order(out) == PLAN
     assert 2 <= first < 6
     taken = pq.read_table(out / "order.parquet", columns=["step", "attempt"]).to_pylist()
@@ -61,18 +60,18 @@ def test_a_run_stopped_in_the_middle_goes_on_at_the_next_prompt(lora: LoRA | Non
     assert list(scalars(out / "tracking", "reward")) == [1, 2, 3, 4, 5, 6]
 
 
-def test_frozen_vision_zero_3_a_reference_model_and_two_processes_keep_the_order(tmp_path: Path, model: Path) -> None:
+def test_frozen_vision_zero_3_a_reference_model_and_two_processes_keep_the_order(tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(
         update={"zero_stage": 3, "freeze_vision": True, "kl_coefficient": 0.01, "micro_batch_size": 1}
     )
-    out = run(tmp_path, model, recipe, processes=2)
+    out = run(tmp_path, speaking_model(), recipe, processes=2)
     assert order(out) == PLAN
-    check_model(out / "model", model)
+    check_model(out / "model", speaking_model())
 
 
 @pytest.mark.parametrize(("stage", "processes"), [(2, 1), (3, 2)])
 def test_adapters_are_trained_and_rollouts_come_from_the_merged_weights(
-    stage: int, processes: int, tmp_path: Path, model: Path
+    stage: int, processes: int, tmp_path: Path
 ) -> None:
     adapters = {
         "lora": LoRA(rank=4, alpha=32, merge=stage == 2),
@@ -81,11 +80,11 @@ def test_adapters_are_trained_and_rollouts_come_from_the_merged_weights(
         "zero_stage": stage,
         "micro_batch_size": 2 // processes,
     }
-    out = run(tmp_path, model, RECIPE.model_copy(update=adapters), processes=processes)
+    out = run(tmp_path, speaking_model(), RECIPE.model_copy(update=adapters), processes=processes)
     assert order(out) == PLAN
-    whole = trained_model(out, model, tmp_path)
-    check_model(whole, model)
-    before, after = load_model(model, "float32"), load_model(whole, "float32")
+    whole = trained_model(out, speaking_model(), tmp_path)
+    check_model(whole, speaking_model())
+    before, after = load_model(speaking_model(), "float32"), load_model(whole, "float32")
     changed = {name for name, weight in before.named_parameters() if not weight.equal(after.get_parameter(name))}
     assert changed
     assert all(re.search(r"language_model\.layers\.\d+\..*_proj\.weight", name) for name in changed)
@@ -106,8 +105,8 @@ run(Path({folder!r}), Path({model!r}))
 """
 
 
-def test_a_killed_stage_leaves_no_process_behind(tmp_path: Path, model: Path) -> None:
-    code = _STAGE.format(tests=str(Path(__file__).parent.parent), folder=str(tmp_path), model=str(model))
+def test_a_killed_stage_leaves_no_process_behind(tmp_path: Path) -> None:
+    code = _STAGE.format(tests=str(Path(__file__).parent.parent), folder=str(tmp_path), model=str(speaking_model()))
     stage = subprocess.Popen([sys.executable, "-c", code])
     records = tmp_path / "scratch1" / "rl" / "steps.jsonl"
     while not records.exists():

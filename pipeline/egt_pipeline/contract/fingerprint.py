@@ -28,13 +28,18 @@ def fingerprint(recipe: PrepareRecipe) -> str:
 
 def missing_sources(recipe: PrepareRecipe) -> Iterator[str]:
     """What prepare would report as missing: the field, and the place on this machine where nothing is."""
+    for field, path in local_sources(recipe):
+        if not Path(path).exists():
+            yield f"spec.{field}: {path} does not exist (relative paths start at {Path.cwd()})"
+
+
+def local_sources(recipe: PrepareRecipe) -> Iterator[tuple[str, str]]:
+    """Field and path of each source that lies on this machine."""
     data = recipe.data
     named = {"model.source": recipe.model.source, "data.sft.source": data.sft.source, "data.rl.source": data.rl.source}
     named |= {f"data.evaluate[{number}].source": one.source for number, one in enumerate(data.evaluate)}
     for field, place in named.items():
-        for path in _local(place):
-            if not Path(path).exists():
-                yield f"spec.{field}: {path} does not exist (relative paths start at {Path.cwd()})"
+        yield from ((field, path) for path in _local(place))
 
 
 def _local(*places: str) -> list[str]:
