@@ -51,6 +51,14 @@ def change(module):
     module.InOrder = lambda data, **given: DataLoader(data, **{**given, "shuffle": True, "drop_last": False})
 """
 
+NO_ENGINE = """
+def change(module):
+    import vllm
+    def broken(*_, **__):
+        raise RuntimeError("no kernel for this machine")
+    vllm.AsyncLLMEngine.from_engine_args = broken
+"""
+
 
 def put_in_place(change: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every process of a run change our module so."""

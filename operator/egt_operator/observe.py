@@ -30,6 +30,8 @@ IMAGE = ("ErrImagePull", "ImagePullBackOff")
 UNMADE = "PodsRefused"
 """Reason of an attempt whose pods the cluster does not let be made, as by a quota."""
 _INVALID = " is invalid: "  # the API server's words for what no waiting cures
+_COUNTED = "replica(s) failed"  # training-operator's words for pods that failed or were deleted
+_TOLD = (StoppedError.exit_code, 137)  # of a pod that ended as it was asked to, or by force after its grace
 _BY_EXIT_CODE: Mapping[int, FailureClass] = {
     TaskError.exit_code: "UserError",
     ArtifactError.exit_code: "BadInput",
@@ -81,16 +83,34 @@ def observe(job: Job, pods: Sequence[Pod], expected: int, unmade: str = "") -> S
     if job.suspended and (first is None or first.phase != "Succeeded"):  # whatever its pods say: they were taken away
         return Seen("Queued", "Queued", "waits for its queue to admit it", alive=alive)
     failed = [pod for pod in pods if pod.phase == "Failed" or (pod.alive and (pod.disruption or pod.lost))]
-    if failed and job.outcome != "Succeeded":
-        return Seen("Failed", cause=cause_of(_worst(failed)), alive=alive)
+    by_itself = [pod for pod in failed if not _was_told(pod)]
+    if by_itself and job.outcome != "Succeeded":
+        return Seen("Failed", cause=cause_of(_worst(by_itself)), alive=alive)
     if first is not None and first.phase == "Succeeded":
         return _ended_well(first, alive)
     if job.outcome == "Failed":
-        return Seen("Failed", cause=Cause("Crash", job.message or "the job failed without a trace"), alive=alive)
+        return Seen("Failed", cause=_without_a_failed_pod(job, pods, expected), alive=alive)
     if job.outcome == "Succeeded":
         # Its pod was removed before it was read. What it published is found by the next attempt.
         return Seen("Failed", cause=Cause("Crash", "the pod was removed before its last words were read"), alive=alive)
+    if failed:
+        return Seen("Failed", cause=cause_of(_worst(failed)), alive=alive)
     return _waiting(pods, expected, alive, unmade)
+
+
+def _was_told(pod: Pod) -> bool:
+    """True for a pod that ended since somebody deleted it, which is what becomes of all pods of a job that failed."""
+    own_reason = pod.disruption or pod.eviction or pod.reason == "OOMKilled"
+    return pod.deleted is not None and pod.exit_code in _TOLD and not own_reason
+
+
+def _without_a_failed_pod(job: Job, pods: Sequence[Pod], expected: int) -> Cause:
+    """Why a job failed of which no pod failed by itself: training-operator counts running pods that are deleted too."""
+    if len(pods) < expected and _COUNTED in job.message:
+        return Cause("NodeLost", f"{expected - len(pods)} of {expected} pods went without a trace: {job.message}")
+    if deleted := [pod.name for pod in pods if pod.deleted]:
+        return Cause("Preempted", f"somebody deleted pods of the job: {', '.join(deleted)}")
+    return Cause("Crash", job.message or "the job failed without a trace")
 
 
 def _ended_well(first: Pod, alive: int) -> Seen:

@@ -112,7 +112,7 @@ def test_metrics_add_up_to_what_the_status_of_a_run_says(cluster: Cluster, opera
 
 
 def test_a_rank_that_is_silently_replaced_starts_all_ranks_anew(cluster: Cluster, operator: RunningOperator) -> None:
-    """training-operator makes a pod that was deleted by force again, while the other ranks wait for the old one."""
+    """Of a pod that was deleted by force training-operator makes another, or it fails the job: whichever it sees."""
     SIMULATED.endings["replaced"] = {("probe", 1): Ending(None)}
     apply_with_keys(cluster, "replaced", probe={"workers": 2})
     wait_for("probe runs", lambda: stage(cluster, "replaced", "probe").get("runningSince"), 60)
@@ -120,7 +120,8 @@ def test_a_rank_that_is_silently_replaced_starts_all_ranks_anew(cluster: Cluster
     wait_phase(cluster, "replaced", "Complete")
     probe = stage(cluster, "replaced", "probe")
     assert (probe["retries"], probe["attempt"]) == ({"NodeLost": 1}, 2)
-    assert "a pod was replaced while the others went on" in probe["lastFailure"]["message"]
+    said = probe["lastFailure"]["message"]
+    assert "a pod was replaced while the others went on" in said or "1 of 2 pods went without a trace" in said
 
 
 def test_suspend_ends_the_stage_and_resume_completes_the_run(cluster: Cluster, operator: RunningOperator) -> None:

@@ -1,14 +1,17 @@
 """What real statuses mean: ``seen/`` holds what training-operator 1.9.4 and Kubernetes 1.36 wrote in each case."""
 
 import json
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from egt_operator.children import Pod, parse_job, parse_pod
+from egt_operator.children import Job, Pod, parse_job, parse_pod
 from egt_operator.observe import Seen, cause_of, observe
 
+SUMMARY = '{"stage": "sft", "digest": "0123456789abcdef", "phase": "Succeeded", "exit_code": 0, "metrics": {}}'
 SEEN = Path(__file__).parent / "seen"
 
 
@@ -96,6 +99,51 @@ def test_a_pod_that_was_left_alone_says_less_than_the_one_that_left() -> None:
     alone = observe(parse_job(job), [left], 2)
     assert alone.cause is not None
     assert alone.cause.kind == "NodeLost"
+
+
+def deleted(pod: Pod) -> Pod:
+    return replace(pod, deleted=pod.created + timedelta(seconds=60))
+
+
+def failed_job() -> Job:
+    job, _ = load("worker-sigkill")
+    found = parse_job(job)
+    assert found.message == "PyTorchJob k1 is failed because 1 Worker replica(s) failed."
+    return found
+
+
+def running(name: str) -> Pod:
+    return replace(ended(name, 0), phase="Running", exit_code=None, reason="")
+
+
+@pytest.mark.parametrize("master", [running("p-master-0"), deleted(ended("p-master-0", 143))], ids=["runs", "is told"])
+def test_a_job_that_fails_since_a_pod_went_without_a_trace_has_lost_a_node(master: Pod) -> None:
+    cause = observe(failed_job(), [master], 2).cause
+    assert cause is not None
+    assert (cause.kind, cause.message) == (
+        "NodeLost",
+        "1 of 2 pods went without a trace: PyTorchJob k1 is failed because 1 Worker replica(s) failed.",
+    )
+
+
+@pytest.mark.parametrize("exit_code", [None, 143, 137])
+def test_a_job_that_fails_since_somebody_deletes_a_pod_is_preempted_however_the_pod_ends(exit_code: int | None) -> None:
+    worker = ended("p-worker-0", exit_code) if exit_code else running("p-worker-0")
+    cause = observe(failed_job(), [running("p-master-0"), deleted(worker)], 2).cause
+    assert cause is not None
+    assert (cause.kind, cause.message) == ("Preempted", "somebody deleted pods of the job: p-worker-0")
+
+
+def test_pods_that_were_told_to_end_after_a_crash_do_not_hide_it() -> None:
+    cause = observe(failed_job(), [deleted(ended("p-master-0", 143)), ended("p-worker-0", 1)], 2).cause
+    assert cause is not None
+    assert (cause.kind, cause.exit_code) == ("Crash", 1)
+
+
+def test_a_worker_that_is_told_to_end_after_the_master_is_no_failure() -> None:
+    master = replace(ended("p-master-0", 0, "Completed"), phase="Succeeded", message=SUMMARY)
+    job = replace(failed_job(), outcome=None)
+    assert observe(job, [master, deleted(ended("p-worker-0", 143))], 2).state == "Succeeded"
 
 
 def test_a_full_scratch_volume_is_an_error_of_the_user_whatever_its_process_said() -> None:

@@ -19,6 +19,7 @@ LEANED_ON = [
     ("openrlhf.trainer.ray.ppo_actor", "PolicyModelActor.__ray_metadata__.modified_class", "PolicyActor subclasses it"),
     ("openrlhf.trainer.ray.ppo_actor", "ActorPPOTrainer.ppo_train", "overridden: one step a batch, records"),
     ("openrlhf.trainer.ray.ppo_actor", "ActorPPOTrainer.training_step", "overridden: boundary, records"),
+    ("openrlhf.trainer.ray.ppo_actor", "ActorPPOTrainer._init_vllm_sync_group", "overridden: engines must run by then"),
     (
         "openrlhf.trainer.ray.ppo_actor",
         "PolicyModelActor.__ray_metadata__.modified_class.save_checkpoint",

@@ -10,7 +10,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from build_rl import SHUFFLE, put_in_place, speaking_model
+from build_rl import NO_ENGINE, SHUFFLE, put_in_place, speaking_model
 from build_rl_run import PLAN, RECIPE, check_model, context, order, run
 from egt_pipeline.adapters import trained_model
 from egt_pipeline.contract.errors import EgtError, StoppedError
@@ -26,6 +26,16 @@ def test_a_run_that_is_shuffled_on_purpose_fails_the_check(tmp_path: Path, monke
     with pytest.raises(EgtError, match=r"order.parquet: step \d, position \d"):
         run(tmp_path, speaking_model())
     assert not (tmp_path / "out1" / "order.parquet").exists()
+
+
+def test_an_engine_that_does_not_start_ends_the_run_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_place(NO_ENGINE, tmp_path, monkeypatch)
+    began = time.monotonic()
+    with pytest.raises(EgtError, match="no kernel for this machine"):
+        run(tmp_path, speaking_model())
+    assert time.monotonic() - began < 240, "not the 300 s after which torch gives a meeting up"
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["all weights", "adapters"])

@@ -5,6 +5,7 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
+import ray
 import torch
 from openrlhf.models import PolicyLoss
 from openrlhf.trainer.ray import ppo_actor
@@ -52,6 +53,11 @@ class ActorTrainer(ppo_actor.ActorPPOTrainer):  # type: ignore[misc]
     """One process of the actor: exactly one optimiser step for each batch of rollouts."""
 
     actor: Any
+
+    def _init_vllm_sync_group(self, backend: str) -> None:
+        """Meet the engines once they run; one that never will is an error here, not a meeting without end."""
+        ray.get([engine.__ray_ready__.remote() for engine in self.vllm_engines])
+        super()._init_vllm_sync_group(backend)
 
     def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
         """OpenRLHF's metrics. What the step trained on has been appended to the run's records."""
