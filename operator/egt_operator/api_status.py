@@ -34,14 +34,14 @@ class StatusPart(BaseModel):
 class Condition(StatusPart):
     """One aspect of a run, in the form of Kubernetes' metav1.Condition."""
 
-    type: Literal["Accepted", "Running", "Suspended", "Complete", "Failed"]
-    """What is said; Complete and Failed never flip once they are True."""
+    type: Literal["Accepted", "Running", "Suspended", "Complete", "Failed", "Finished"]
+    """What is said; Finished is Complete or Failed, and none of the three flips once it is True."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
     reason: str = Field(pattern=r"^[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9])?$", max_length=128)
     """Why, as one word for programs."""
     message: Text
-    """Why, for people."""
+    """Why, for people; what does not hold has none, except that Running says what a run waits for."""
     last_transition_time: datetime
     """When status changed last."""
     observed_generation: int | None = Field(default=None, ge=0)
@@ -152,6 +152,6 @@ class EGTRunStatus(StatusPart):
     active_seconds: float = Field(default=0, ge=0)
     """How long pods of the run have run, without the attempt that runs now."""
     conditions: tuple[Condition, ...] = Field(default=(), max_length=16)
-    """Accepted, Running, Suspended, Complete, Failed."""
+    """Accepted, Running, Suspended, Complete, Failed, Finished."""
     stages: tuple[StageStatus, ...] = Field(default=(), max_length=16)
     """Every stage, in the order of the graph."""

@@ -110,12 +110,10 @@ def _verdict(run: EGTRun, status: EGTRunStatus, refusals: Refusals) -> Verdict:
 def _conditions(
     before: Sequence[Condition], verdict: Verdict, refusals: Refusals, *, now: datetime, generation: int
 ) -> tuple[Condition, ...]:
-    accepted = refusals[0] if refusals else ("Valid", "the run can be carried out")
     known = {condition.type: condition for condition in before}
     found = []
     for kind in get_args(Condition.model_fields["type"].annotation):
-        holds = not refusals if kind == "Accepted" else verdict.phase == kind
-        reason, message = accepted if kind == "Accepted" else (verdict.reason, verdict.message)
+        holds, reason, message = _aspect(kind, verdict, refusals)
         value: Literal["True", "False"] = "True" if holds else "False"
         old = known.get(kind)
         condition = Condition(
@@ -128,6 +126,17 @@ def _conditions(
         )
         found.append(condition)
     return tuple(found)
+
+
+def _aspect(kind: str, verdict: Verdict, refusals: Refusals) -> tuple[bool, str, str]:
+    """Whether one condition holds, its reason and its message; no two conditions of a run repeat a message."""
+    if kind == "Accepted":
+        return (False, *refusals[0]) if refusals else (True, "Valid", "the run can be carried out")
+    if kind == "Finished":
+        return verdict.phase in ("Complete", "Failed"), verdict.reason, ""
+    holds = verdict.phase == kind
+    waits = kind == "Running" and verdict.phase == "Pending" and not refusals
+    return holds, verdict.reason, verdict.message if holds or waits else ""
 
 
 def _progress(status: EGTRunStatus, at_work: StageStatus | None) -> str:

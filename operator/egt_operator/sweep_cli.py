@@ -177,7 +177,7 @@ def manifests(
             document = runs[place].run.model_dump(mode="json", by_alias=True, exclude_defaults=True)
             (folder / f"{runs[place].name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
         label = f"{SWEEP_LABEL}={sweep.metadata.name}"
-        print(f"kubectl apply -f {folder} && kubectl wait egt -l {label} --for=condition=Complete --timeout=48h")
+        print(f"kubectl apply -f {folder} && kubectl wait egt -l {label} --for=condition=Finished --timeout=48h")
     for place_here in sorted({place for entry in runs for place in _on_this_machine(entry.run)}):
         print(f"note: {place_here} is on this machine; pods find it only if their image has it", file=sys.stderr)
 

@@ -56,7 +56,7 @@ def jobs(cluster: Cluster, name: str) -> list[str]:
 
 def test_a_run_completes_and_kubectl_can_wait_for_it(cluster: Cluster, operator: RunningOperator) -> None:
     apply_with_keys(cluster, "whole")
-    cluster.kubectl("wait", "egt/whole", "-n", "team", "--for=condition=Complete", "--timeout=120s")
+    cluster.kubectl("wait", "egt/whole", "-n", "team", "--for=condition=Finished", "--timeout=120s")
     assert sorted(jobs(cluster, "whole")) == sorted(f"whole-{name}-a1" for name in STAGES)
     columns = cluster.kubectl("get", "egt", "whole", "-n", "team").splitlines()
     assert columns[0].split() == ["NAME", "STAGE", "PHASE", "REASON", "PROGRESS", "ACCURACY", "QUEUE", "AGE"]
