@@ -190,5 +190,6 @@ def _until_started(name: StageName) -> Rule:
     return _rule(
         f"({same}) || !has(self.status) || !has(self.status.stages)"  # the cheapest first: every write pays for it
         f" || self.status.stages.all(stage, stage.name != '{name}' || stage.phase == 'Waiting')",
-        f"spec.{name}: {', '.join(fields)} can change only until the stage starts",
+        f"{', '.join(fields)} can change only until the stage starts",
+        f".spec.{name}",
     )

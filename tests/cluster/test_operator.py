@@ -177,6 +177,8 @@ def test_recipes_cannot_change_and_placement_can(cluster: Cluster, operator: Run
     patch = ["patch", "egt", "frozen", "-n", "team", "--type=merge", "-p"]
     with pytest.raises(RuntimeError, match="cannot change"):
         cluster.kubectl(*patch, '{"spec": {"sft": {"learningRate": 0.5}}}')
+    with pytest.raises(RuntimeError, match=r"spec\.prepare: Invalid value: .*can change only until the stage starts"):
+        cluster.kubectl(*patch, '{"spec": {"prepare": {"resources": {"cpu": 3}}}}')
     cluster.kubectl(*patch, '{"spec": {"ttl": {"completeSeconds": 1}}}')
     wait_for(
         "the run is removed", lambda: "frozen" not in cluster.kubectl("get", "egt", "-n", "team", "-o", "name"), 60
