@@ -156,7 +156,7 @@ class History:
 
 
 async def play(cluster: WholeCluster, histories: Sequence[History]) -> None:
-    """All histories, some at once, each to its end."""
+    """All histories, some at once, each to its end; what has ended is deleted, as every new life lists all there is."""
     api, gate = NodeApi(cluster.kubeconfig, cluster.plane.folder), asyncio.Semaphore(AT_ONCE)
     ears = {history.key: history for history in histories}
 
@@ -174,11 +174,12 @@ async def play(cluster: WholeCluster, histories: Sequence[History]) -> None:
             body["metadata"]["name"] = history.name
             await api.call("POST", RUNS, body)
             await history.play(client)
+            await asyncio.sleep(1.0)  # the last events of the run
+            await api.call("DELETE", f"{RUNS}/{history.name}")
 
     watches = [asyncio.create_task(api.watch(path, ear(kind))) for kind, path in WATCHED.items()]
     async with client_of(cluster) as client:
         await asyncio.gather(*(one(client, history) for history in histories))
-        await asyncio.sleep(1.0)  # the last events of the last run
     for watch in watches:
         watch.cancel()
     await asyncio.gather(*watches, return_exceptions=True)
