@@ -49,7 +49,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/store.py
 	$(BIN)/python bench/overhead.py
 
-# A real control plane with training-operator and simulated nodes, until Ctrl-C; built from Go modules on first use.
+# A real control plane with training-operator, and nodes whose pods are processes, until Ctrl-C; built from Go on first use.
 cluster: $(VENV)/.installed
 	$(BIN)/python tests/cluster/cluster.py up
 
