@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import statistics
 import sys
 import time
@@ -204,12 +205,12 @@ def main() -> None:
 
 
 def print_gaps(who: str, watcher: Watcher) -> None:
-    """From the first job to the last, and of the time in which all runs were active; a short one has none of that."""
+    """Of the whole time, and of that in which all runs were active."""
     for when, gaps in (("", watcher.gaps()), (", once all runs have begun", watcher.gaps(watcher.all_active()))):
-        if len(gaps) >= 100:
-            p50, p99 = percentiles(gaps)
-            print(f"{who}: end of a pod to the next job{when}: p50 {p50:.0f} ms (bar 100), p99 {p99:.0f} ms (bar 500), "
-                  f"{len(gaps)} times", flush=True)  # fmt: skip
+        p50, p99 = percentiles(gaps) if len(gaps) >= 100 else (math.nan, math.nan)  # of fewer there is no 99th
+        bars = (" (bar 100)", " (bar 500)") if who == "operator" else ("", "")
+        print(f"{who}: end of a pod to the next job{when}: p50 {p50:.0f} ms{bars[0]}, p99 {p99:.0f} ms{bars[1]}, "
+              f"{len(gaps)} times", flush=True)  # fmt: skip
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from egt_operator.settings import Settings
 from egt_operator.telemetry import Telemetry
 from egt_pipeline.contract.graph import STAGES, StageName
 from fake_cluster import FakeCluster
+from fake_stages import Ending
 from trouble import Crash
 
 SETTINGS = Settings(image="registry.example/egt@sha256:0", backoff_seconds=10, progress_seconds=1)
@@ -112,3 +113,11 @@ def drive(
         raise AssertionError(f"not reached in {steps} steps: {status_of(cluster)}")
 
     asyncio.run(history())
+
+
+def failing(stage: str, ending: Ending, attempts: int = 1) -> Any:
+    return lambda name, attempt: ending if name == stage and attempt <= attempts else Ending()
+
+
+def condition(cluster: FakeCluster, kind: str) -> dict[str, Any]:
+    return next(found for found in status_of(cluster)["conditions"] if found["type"] == kind)

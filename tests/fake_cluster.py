@@ -75,8 +75,18 @@ class FakeCluster:
         for lower in owned[kind]:
             for other in list(self._objects[lower].values()):
                 label = RUN_LABEL if kind == "run" else JOB_LABEL
-                if other["metadata"]["labels"].get(label) == name:
+                if other["metadata"]["labels"].get(label) != name:
+                    continue
+                if lower == "pod" and other["status"]["phase"] == "Running":
+                    self.terminate(other["metadata"]["name"])
+                else:
                     self.delete(lower, other["metadata"]["name"])
+
+    def terminate(self, pod: str) -> None:
+        """Somebody deletes a pod, which gets the time to end by itself."""
+        body = self._objects["pod"][pod]
+        body["metadata"].setdefault("deletionTimestamp", self._time())
+        self._store("pod", body)
 
     def advance(self, seconds: float) -> None:
         """Time passes: jobs get their pods, pods run and end, jobs hear of it."""
@@ -109,6 +119,9 @@ class FakeCluster:
 
     def _live(self, pod: Body) -> None:
         status, labels = pod["status"], pod["metadata"]["labels"]
+        if "deletionTimestamp" in pod["metadata"]:
+            self._leave(pod)
+            return
         attempt = int(labels["egt.dev/attempt"])
         ending = self.script(labels[STAGE_LABEL], attempt)
         if status["phase"] == "Pending":
@@ -121,25 +134,38 @@ class FakeCluster:
                 end(pod, ending, self._time(), self.published)
                 self._store("pod", pod)
 
+    def _leave(self, pod: Body) -> None:
+        """A pod that is to go ends first, and a node says how, before it is gone."""
+        if pod["status"]["phase"] == "Running":
+            end(pod, Ending(exit_code=143), self._time(), self.published)
+            self._store("pod", pod)
+        else:
+            self.delete("pod", pod["metadata"]["name"])
+
     def _conclude(self, job: Body) -> None:
-        """As training-operator 1.9.4 with cleanPodPolicy Running: a failed pod, or the end of the master, decides."""
+        """As training-operator 1.9.4 with cleanPodPolicy Running: a failed pod, or the end of the master, decides.
+
+        A running pod that is to go counts as failed.
+        """
         if job.get("status", {}).get("conditions"):
             return
         name = job["metadata"]["name"]
         uid = job["metadata"]["uid"]
         pods = [p for p in self.objects("pod") if p["metadata"]["ownerReferences"][0]["uid"] == uid]
         phases = {pod["metadata"]["name"]: pod["status"]["phase"] for pod in pods}
-        outcome = "Failed" if "Failed" in phases.values() else ""
+        going = [p for p in pods if p["status"]["phase"] == "Running" and "deletionTimestamp" in p["metadata"]]
+        failed = len(going) + list(phases.values()).count("Failed")
+        outcome, said = "Failed" if failed else "", f"is failed because {failed} replica(s) failed."
         if phases.get(f"{name}-master-0") == "Succeeded":
-            outcome = "Succeeded"
+            outcome, said = "Succeeded", "is successfully completed."
         if outcome:
             job["status"] = {
-                "conditions": [{"type": outcome, "status": "True", "message": f"PyTorchJob {name} {outcome}"}]
+                "conditions": [{"type": outcome, "status": "True", "message": f"PyTorchJob {name} {said}"}]
             }
             self._store("job", job)
             for pod in pods:
                 if pod["status"]["phase"] in ("Pending", "Running"):
-                    self.delete("pod", pod["metadata"]["name"])
+                    self.terminate(pod["metadata"]["name"])
 
     def _time(self) -> str:
         return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -26,7 +26,8 @@ class Announcer:
     def changed(self, owner: Owner, before: EGTRunStatus | None, after: EGTRunStatus) -> None:
         """Log a change, and have it posted."""
         for found in happened(before, after):
-            log.info("%s: %s", found.reason, found.message, extra={"run": f"{owner.namespace}/{owner.name}"})
+            about = {"run": f"{owner.namespace}/{owner.name}", "stage": found.stage, "attempt": found.attempt}
+            log.info("%s: %s", found.reason, found.message, extra={name: of for name, of in about.items() if of})
             if not self._waiting.full():
                 self._waiting.put_nowait(render_event(found, owner, self._now()))
 

@@ -9,6 +9,7 @@ from pydantic.alias_generators import to_camel
 from egt_operator.plan import Phase
 from egt_pipeline.contract.graph import StageName
 
+MESSAGE_CHARACTERS = 4000  # of what is said of a failure; a pod's last words are about as long
 Text = Annotated[str, Field(max_length=32768)]  # what Kubernetes allows a condition's message
 FailureClass = Literal[
     "UserError", "OutOfMemory", "NodeLost", "Preempted", "Hang", "BadInput", "Unavailable", "Crash", "Deadline"
@@ -41,7 +42,7 @@ class Condition(StatusPart):
     reason: str = Field(pattern=r"^[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9])?$", max_length=128)
     """Why, as one word for programs."""
     message: Text
-    """Why, for people; what does not hold has none, except that Running says what a run waits for."""
+    """Why, for people. Of a run's conditions one at most repeats the verdict; Running says what a run waits for."""
     last_transition_time: datetime
     """When status changed last."""
     observed_generation: int | None = Field(default=None, ge=0)

@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from egt_operator.api import EGTRun
-from egt_operator.api_status import Failure, FailureClass, StageStatus, Stopping
+from egt_operator.api_status import MESSAGE_CHARACTERS, Failure, FailureClass, StageStatus, Stopping
 from egt_operator.attempt_times import FIRST_SECONDS, Evidence, clocked, ended, of_this_turn, settles
 from egt_operator.children import Job, Pod
 from egt_operator.observe import HOPELESS, IMAGE, UNMADE, Cause, Seen, observe
 from egt_operator.plan import Phase
 from egt_operator.render import pods_of
 from egt_operator.settings import Settings
+from egt_pipeline.contract.errors import excerpt
 from egt_pipeline.contract.task import Summary
 
 _NEVER_AGAIN = ("UserError", "Deadline")
@@ -31,11 +32,11 @@ _CLASS_OF_STOP: Mapping[Stopping, FailureClass] = {
     "RankReplaced": "NodeLost",
     "Deleted": "Preempted",
 }
+_TOO_EARLY = Cause("Preempted", "its queue took its pods away, and admitted it again before they had ended")
 UNMADE_SECONDS = 20.0
 """After so long without its pods a job is asked why; a busy training-operator takes a few seconds."""
 _NUDGE_SECONDS = 60.0  # training-operator itself waits longer after each failure, up to 17 minutes
 _POLL_SECONDS = 1.0  # while pods end
-_MESSAGE_CHARACTERS = 4000  # of a failed pod's last words; what Kubernetes keeps of them is about as long
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ def follow(run: EGTRun, stage: StageStatus, evidence: Evidence, settings: Settin
     """What has become of the attempt that ``stage`` says is under way."""
     if evidence.job is None:
         return _without_job(run, stage, evidence, settings)
-    job, evidence = evidence.job, replace(evidence, pods=of_this_turn(stage, evidence.pods))
+    job, known = evidence.job, len(evidence.pods)
+    evidence = replace(evidence, pods=of_this_turn(stage, evidence.pods))
     seen = observe(job, evidence.pods, pods_of(run, stage.name), evidence.unmade)
+    if seen.cause is not None and len(evidence.pods) < known and not any(p.phase == "Failed" for p in evidence.pods):
+        seen = replace(seen, cause=_TOO_EARLY)  # training-operator counts the pods of the turn before as failed
     if seen.reason != "Starting" and settles(stage, seen, evidence) is None:  # each stage would cost one write more
         stage = stage.model_copy(update={"job_uid": job.uid})
     if seen.state == "Succeeded":
@@ -191,7 +195,7 @@ def failed(run: EGTRun, stage: StageStatus, cause: Cause, now: datetime, setting
     limit = 0 if cause.kind in _NEVER_AGAIN else getattr(run.spec.retry, _RETRY_FIELD[cause.kind])
     failure = Failure.model_validate(
         {"class": cause.kind, "attempt": stage.attempt, "exit_code": cause.exit_code,
-         "message": cause.message[-_MESSAGE_CHARACTERS:], "time": now}
+         "message": excerpt(cause.message, MESSAGE_CHARACTERS), "time": now}
     )  # fmt: skip
     update = {
         "retries": {**stage.retries, cause.kind: count}, "last_failure": failure, "stopping": None,

@@ -1,7 +1,7 @@
 """What the operator knows of runs, jobs and pods; a late event never replaces something newer."""
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,6 +52,20 @@ class Cache:
     def pods(self, key: str) -> list[Pod]:
         """The pods of a run."""
         return [known.value for known in self._known["pod"].get(key, {}).values()]
+
+    def pods_of(self, key: str, job: Job) -> list[Pod]:
+        """The pods of one job of a run."""
+        return [pod for pod in self.pods(key) if pod.owner_uid == job.uid]
+
+    def keep_pods_of(self, key: str, job: Job, listed: Sequence[Body]) -> None:
+        """Remember what was listed of a job that makes no more pods, and that all its others are gone."""
+        for body in listed:
+            self.keep("pod", body)
+        there = {body["metadata"]["uid"] for body in listed}
+        known = self._known["pod"].get(key, {})
+        for uid in [uid for uid, pod in known.items() if pod.value.owner_uid == job.uid and uid not in there]:
+            self._gone["pod"][0].add(uid)
+            del known[uid]
 
     def keep(self, kind: Kind, body: Body, *, gone: bool = False) -> str | None:
         """Remember an object, or that it is gone; the key of its run if that is news.

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ from egt_operator.api_status import TERMINAL, EGTRunStatus, StageStatus
 from egt_operator.observe import UNMADE
 from egt_operator.plan import Phase
 from egt_operator.render import Owner
+from egt_pipeline.contract.errors import excerpt
+from egt_pipeline.contract.graph import StageName
 
 _NOTE_CHARACTERS = 1000  # Kubernetes takes 1,024
 
@@ -23,13 +25,16 @@ class Happened:
     reason: str
     message: str
     mark: str
+    stage: StageName | None = None
+    attempt: int | None = None
 
 
 def happened(before: EGTRunStatus | None, after: EGTRunStatus) -> Iterator[Happened]:
     """What changed between two statuses of a run that people want to know."""
     old = {stage.name: stage for stage in before.stages} if before is not None else {}
     for stage in after.stages:
-        yield from _of_stage(old.get(stage.name), stage)
+        for found in _of_stage(old.get(stage.name), stage):
+            yield replace(found, stage=stage.name, attempt=stage.attempt)
     if before is not None and before.phase in TERMINAL and before.observed_generation != after.observed_generation:
         said = "this run has ended, and no change of it but that of ttl has an effect; delete it and apply it anew"
         yield Happened("Warning", "HasEnded", said, f"ended-{after.observed_generation}")
@@ -76,7 +81,7 @@ def render_event(found: Happened, owner: Owner, now: datetime) -> dict[str, Any]
         "metadata": {"name": f"{owner.name}.{name}", "namespace": owner.namespace},
         "type": found.kind,
         "reason": found.reason,
-        "message": found.message[:_NOTE_CHARACTERS],
+        "message": excerpt(found.message, _NOTE_CHARACTERS),
         "involvedObject": {
             "apiVersion": f"{GROUP}/{VERSION}",
             "kind": KIND,

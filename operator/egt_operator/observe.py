@@ -5,7 +5,7 @@ and the class decides whether and how often a stage is tried again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import ValidationError
@@ -69,8 +69,6 @@ class Seen:
     message: str = ""
     summary: Summary | None = None
     cause: Cause | None = None
-    alive: int = field(default=0)
-    """Pods that may still write somewhere."""
 
 
 def observe(job: Job, pods: Sequence[Pod], expected: int, unmade: str = "") -> Seen:
@@ -78,24 +76,36 @@ def observe(job: Job, pods: Sequence[Pod], expected: int, unmade: str = "") -> S
 
     An ended pod says more than its job, which hears of it later; the first rank's summary is the stage's.
     """
-    alive = sum(pod.alive for pod in pods)
     first = next((pod for pod in pods if pod.name.endswith("-master-0")), None)
-    if job.suspended and (first is None or first.phase != "Succeeded"):  # whatever its pods say: they were taken away
-        return Seen("Queued", "Queued", "waits for its queue to admit it", alive=alive)
+    if job.suspended and job.outcome is None and (first is None or first.phase != "Succeeded"):
+        return Seen(
+            "Queued", "Queued", "waits for its queue to admit it"
+        )  # whatever its pods say: they were taken away
     failed = [pod for pod in pods if pod.phase == "Failed" or (pod.alive and (pod.disruption or pod.lost))]
-    by_itself = [pod for pod in failed if not _was_told(pod)]
+    by_itself = _by_itself(failed)
     if by_itself and job.outcome != "Succeeded":
-        return Seen("Failed", cause=cause_of(_worst(by_itself)), alive=alive)
+        return Seen("Failed", cause=cause_of(_worst(by_itself)))
     if first is not None and first.phase == "Succeeded":
-        return _ended_well(first, alive)
-    if job.outcome == "Failed":
-        return Seen("Failed", cause=_without_a_failed_pod(job, pods, expected), alive=alive)
+        return _ended_well(first)
     if job.outcome == "Succeeded":
         # Its pod was removed before it was read. What it published is found by the next attempt.
-        return Seen("Failed", cause=Cause("Crash", "the pod was removed before its last words were read"), alive=alive)
-    if failed:
-        return Seen("Failed", cause=cause_of(_worst(failed)), alive=alive)
-    return _waiting(pods, expected, alive, unmade)
+        return Seen("Failed", cause=Cause("Crash", "the pod was removed before its last words were read"))
+    if failed or job.outcome == "Failed":
+        return Seen("Failed", cause=_taken_away(job, pods, expected))
+    return _waiting(pods, expected, unmade)
+
+
+def _by_itself(failed: Sequence[Pod]) -> list[Pod]:
+    """Of failed pods those that nobody told to end, and that did not fail for want of one that was told."""
+    told = [pod for pod in failed if _was_told(pod)]
+    first = min((pod.finished for pod in told if pod.finished), default=None)
+    return [
+        pod
+        for pod in failed
+        if not _was_told(pod)
+        and not (told and pod.exit_code == PeerLostError.exit_code)
+        and (first is None or pod.finished is None or pod.finished <= first)
+    ]
 
 
 def _was_told(pod: Pod) -> bool:
@@ -104,39 +114,40 @@ def _was_told(pod: Pod) -> bool:
     return pod.deleted is not None and pod.exit_code in _TOLD and not own_reason
 
 
-def _without_a_failed_pod(job: Job, pods: Sequence[Pod], expected: int) -> Cause:
-    """Why a job failed of which no pod failed by itself: training-operator counts running pods that are deleted too."""
+def _taken_away(job: Job, pods: Sequence[Pod], expected: int) -> Cause:
+    """Why a job ends of which no pod failed by itself: training-operator counts running pods that are deleted too."""
     if len(pods) < expected and _COUNTED in job.message:
-        return Cause("NodeLost", f"{expected - len(pods)} of {expected} pods went without a trace: {job.message}")
-    if deleted := [pod.name for pod in pods if pod.deleted]:
-        return Cause("Preempted", f"somebody deleted pods of the job: {', '.join(deleted)}")
+        return Cause("NodeLost", f"{expected - len(pods)} of {expected} pods are not there any more: {job.message}")
+    deleted = [(pod.deleted, pod.name) for pod in pods if pod.deleted is not None]
+    if deleted:  # the others follow, of a job that failed
+        return Cause("Preempted", f"somebody deleted {min(deleted)[1]}")
     return Cause("Crash", job.message or "the job failed without a trace")
 
 
-def _ended_well(first: Pod, alive: int) -> Seen:
+def _ended_well(first: Pod) -> Seen:
     try:
         summary = Summary.model_validate_json(first.message)
     except ValidationError:
         cause = Cause("Crash", f"{first.name}: ended without a summary: {first.message[-500:]!r}", first.exit_code)
-        return Seen("Failed", cause=cause, alive=alive)
-    return Seen("Succeeded", summary=summary, alive=alive)
+        return Seen("Failed", cause=cause)
+    return Seen("Succeeded", summary=summary)
 
 
-def _waiting(pods: Sequence[Pod], expected: int, alive: int, unmade: str) -> Seen:
+def _waiting(pods: Sequence[Pod], expected: int, unmade: str) -> Seen:
     for pod in pods:
         if pod.reason in HOPELESS or pod.reason in IMAGE:
-            return Seen("Pending", pod.reason, f"{pod.name}: {pod.message or pod.reason}", alive=alive)
+            return Seen("Pending", pod.reason, f"{pod.name}: {pod.message or pod.reason}")
     for pod in pods:
         if pod.unschedulable:
-            return Seen("Pending", "Unschedulable", f"{pod.name}: {pod.unschedulable}", alive=alive)
+            return Seen("Pending", "Unschedulable", f"{pod.name}: {pod.unschedulable}")
     if len(pods) < expected and _INVALID in unmade:
-        return Seen("Failed", cause=Cause("UserError", f"its pods cannot be made: {unmade}"), alive=alive)
+        return Seen("Failed", cause=Cause("UserError", f"its pods cannot be made: {unmade}"))
     if len(pods) < expected and unmade:
-        return Seen("Pending", UNMADE, f"{len(pods)} of {expected} pods could be made: {unmade}", alive=alive)
+        return Seen("Pending", UNMADE, f"{len(pods)} of {expected} pods could be made: {unmade}")
     running = sum(pod.phase == "Running" for pod in pods)
-    if len(pods) >= expected and running == alive and running:
-        return Seen("Running", alive=alive)
-    return Seen("Pending", "Starting", f"{running} of {expected} pods run", alive=alive)
+    if len(pods) >= expected and running == sum(pod.alive for pod in pods) and running:
+        return Seen("Running")
+    return Seen("Pending", "Starting", f"{running} of {expected} pods run")
 
 
 def _worst(failed: Sequence[Pod]) -> Pod:

@@ -50,7 +50,8 @@ def made_again(status: EGTRunStatus) -> EGTRunStatus:
     """An input was missing: prepare says anew what is published, and what is not runs again."""
     for stage in status.stages:
         if stage.phase is Phase.SUCCEEDED:
-            status = with_stage(status, stage.model_copy(update={"phase": Phase.WAITING, "finished": None}))
+            waiting = {"phase": Phase.WAITING, "started": None, "finished": None, "queue_seconds": None}
+            status = with_stage(status, stage.model_copy(update=waiting))
     return status
 
 

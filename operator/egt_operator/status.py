@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError
 
 from egt_operator.api import EGTRun
-from egt_operator.api_status import Condition, EGTRunStatus, StageStatus
+from egt_operator.api_status import MESSAGE_CHARACTERS, Condition, EGTRunStatus, StageStatus
 from egt_operator.known_run import KnownRun
 from egt_operator.plan import Phase
+from egt_pipeline.contract.errors import excerpt
 
 Refusals = Sequence[tuple[str, str]]
-_MESSAGE_CHARACTERS = 4000
 _DONE = (Phase.SUCCEEDED, Phase.DISABLED)
 # What says most about the final model; the first that was measured is shown.
 _ACCURACIES = ("final.accuracy", "sft.accuracy")
@@ -120,7 +120,7 @@ def _conditions(
             type=kind,
             status=value,
             reason=reason,
-            message=message[:_MESSAGE_CHARACTERS],
+            message=excerpt(message, MESSAGE_CHARACTERS),
             last_transition_time=old.last_transition_time if old is not None and old.status == value else now,
             observed_generation=generation,
         )

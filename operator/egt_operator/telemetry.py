@@ -71,7 +71,7 @@ class Telemetry:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record; what was given as ``extra`` under ``run`` and ``stage`` is in it."""
+    """One JSON object a record; what was given as ``extra`` under ``run``, ``stage`` and ``attempt`` is in it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line."""

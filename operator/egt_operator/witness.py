@@ -57,18 +57,17 @@ class Witness:
         job = self._cache.jobs(key).get(name)
         if job is None or job.outcome is None:
             return
-        pods = [pod for pod in self._cache.pods(key) if pod.owner_uid == job.uid]
+        pods = self._cache.pods_of(key, job)
         if pods and not any(pod.alive for pod in pods):
             return
-        for body in await self._cluster.pods(namespace, name):
-            self._cache.keep("pod", body)
+        self._cache.keep_pods_of(key, job, await self._cluster.pods(namespace, name))
 
     async def _why_no_pods(self, key: str, namespace: str, run: EGTRun, active: StageStatus | None) -> str:
         """Why the job at work is still without all its pods, which is no part of its status; empty if it is not."""
         job = self._cache.jobs(key).get(active.job or "") if active is not None else None
         if active is None or job is None:
             return ""
-        pods = [pod for pod in self._cache.pods(key) if pod.owner_uid == job.uid]
+        pods = self._cache.pods_of(key, job)
         if not without_pods(run, active, job, pods, self._now()):
             return ""
         return await self._unmade.why(namespace, job)

@@ -15,7 +15,7 @@ from types import FrameType
 
 from egt_pipeline.contract.errors import EXIT_DONE, ArtifactError, DiskFullError, EgtError
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
-from egt_pipeline.contract.task import PROGRESS_MARK, SUMMARY_BYTES, Manifest, Progress, Summary, TaskFile
+from egt_pipeline.contract.task import PROGRESS_MARK, Manifest, Progress, Summary, TaskFile
 
 _GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL of a stage whose parent is gone
 _PROGRESS_SECONDS = 0.2  # a view redraws no faster
@@ -80,7 +80,7 @@ def _fail(task: TaskFile, worker: int, error: EgtError) -> int:
     print(f"{task.stage}: {error}", file=sys.stderr, flush=True)
     phase = "Stopped" if error.exit_code == 143 else "Failed"
     summary = Summary(
-        stage=task.stage, digest=task.digest or "", phase=phase, exit_code=error.exit_code, message=str(error)[:2000]
+        stage=task.stage, digest=task.digest or "", phase=phase, exit_code=error.exit_code, message=str(error)
     )
     _write_summary(task, worker, summary)
     return error.exit_code
@@ -93,14 +93,8 @@ def _summary(task: TaskFile, manifest: Manifest | None) -> Summary:
 
 
 def _write_summary(task: TaskFile, worker: int, summary: Summary) -> None:
-    """Write the summary; metrics are left out from the end until it fits a termination message."""
-    if task.summary_path is None:
-        return
-    metrics = dict(summary.metrics)
-    while len(summary.model_dump_json().encode()) > SUMMARY_BYTES and metrics:
-        metrics.popitem()
-        summary = summary.model_copy(update={"metrics": metrics})
-    Path(task.summary_path.format(worker=worker)).write_text(summary.model_dump_json())
+    if task.summary_path is not None:
+        Path(task.summary_path.format(worker=worker)).write_text(summary.fitting().model_dump_json())
 
 
 class _ProgressLog:

@@ -116,7 +116,20 @@ def _config(tokenizer: Any, hidden: int, vision_hidden: int, layers: int) -> Any
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
     }
-    vision = {
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=_vision(hidden, vision_hidden),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        vision_token_id=ids["<|vision_pad|>"],
+        tie_word_embeddings=False,
+    )
+
+
+def _vision(hidden: int, vision_hidden: int) -> dict[str, Any]:
+    return {
         "depth": 2,
         "hidden_size": vision_hidden,
         "intermediate_size": 2 * vision_hidden,
@@ -129,13 +142,3 @@ def _config(tokenizer: Any, hidden: int, vision_hidden: int, layers: int) -> Any
         "fullatt_block_indexes": [1],
         "in_channels": 3,
     }
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        vision_token_id=ids["<|vision_pad|>"],
-        tie_word_embeddings=False,
-    )

@@ -121,7 +121,18 @@ def test_a_rank_that_is_silently_replaced_starts_all_ranks_anew(cluster: Cluster
     probe = stage(cluster, "replaced", "probe")
     assert (probe["retries"], probe["attempt"]) == ({"NodeLost": 1}, 2)
     said = probe["lastFailure"]["message"]
-    assert "a pod was replaced while the others went on" in said or "1 of 2 pods went without a trace" in said
+    assert "a pod was replaced while the others went on" in said or "1 of 2 pods are not there any more" in said
+
+
+def test_a_pod_that_somebody_deletes_starts_all_ranks_anew(cluster: Cluster, operator: RunningOperator) -> None:
+    SIMULATED.endings["deleted"] = {("probe", 1): Ending(None)}
+    apply_with_keys(cluster, "deleted", probe={"workers": 2})
+    wait_for("probe runs", lambda: stage(cluster, "deleted", "probe").get("runningSince"), 60)
+    cluster.kubectl("delete", "pod", "deleted-probe-a1-worker-0", "-n", "team", "--wait=false")
+    wait_phase(cluster, "deleted", "Complete")
+    probe = stage(cluster, "deleted", "probe")
+    assert (probe["attempt"], sum(probe["retries"].values())) == (2, 1)
+    assert probe["retries"].keys() <= {"Preempted", "NodeLost"}, "it depends on what was seen of the pod before it went"
 
 
 def test_suspend_ends_the_stage_and_resume_completes_the_run(cluster: Cluster, operator: RunningOperator) -> None:

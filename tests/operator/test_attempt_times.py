@@ -1,5 +1,6 @@
 """Since when an attempt runs, and what it has cost, by the word of its pods."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -104,6 +105,14 @@ def test_what_an_evicted_attempt_has_cost_is_counted_once() -> None:
     new = one_pod(phase="Running", created=NOW + 20 * SECOND, started=NOW + 21 * SECOND)
     again = evicted(first.stage, JOB, new, now=NOW + 30 * SECOND)
     assert (again.stage.running_since, again.stage.queue_seconds) == (NOW + 21 * SECOND, 21.0)
+
+
+def test_an_attempt_that_is_admitted_before_its_pods_of_last_time_have_ended_is_preempted() -> None:
+    evicted_before = StageStatus(name=StageName.SFT, phase=Phase.RUNNING, attempt=1, job=JOB.name, job_uid="j",
+                                 queued_since=NOW, pods_created=NOW - RAN)  # fmt: skip
+    counted = replace(JOB, outcome="Failed", message="PyTorchJob x is failed because 1 Master replica(s) failed.")
+    for pod in (one_pod(phase="Running", deleted=NOW), one_pod(phase="Failed", exit_code=143, deleted=NOW)):
+        assert evicted(evicted_before, counted, pod).stage.retries == {"Preempted": 1}
 
 
 def test_a_stage_that_nobody_has_heard_of_is_not_called_hung() -> None:

@@ -1,8 +1,10 @@
 """What is known of a run is never older than what was known before."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from egt_operator.cache import Cache
+from egt_operator.children import Job
 
 
 def run(version: int, uid: str = "u", name: str = "digits") -> dict[str, Any]:
@@ -48,6 +50,24 @@ def test_a_list_finds_what_was_missed_and_what_is_gone() -> None:
     assert [cache.keep("pod", listed) for listed in (pod(1, "stays"), pod(7, "new"))] == [None, "team/digits"]
     assert cache.drop_unlisted("pod", {"stays", "new"}, version=9) == ["team/digits"]
     assert sorted(found.name for found in cache.pods("team/digits")) == ["new", "stays"]
+
+
+def test_what_a_list_of_a_job_s_pods_does_not_hold_is_gone_for_good() -> None:
+    job = Job(name="digits-sft-a1", uid="j", owner_uid="r", wanted=datetime(2026, 11, 21, tzinfo=UTC))
+    cache = Cache()
+    of_job = {"ownerReferences": [{"uid": "j", "controller": True, "kind": "PyTorchJob", "name": job.name}]}
+    bodies = {name: pod(5, name) for name in ("stays", "gone")}
+    for body in bodies.values():
+        body["metadata"] |= of_job
+        cache.keep("pod", body)
+    cache.keep("pod", pod(5, "of another job"))
+    cache.keep_pods_of("team/digits", job, [bodies["stays"]])
+    assert (
+        cache.keep("pod", {**bodies["gone"], "metadata": {**bodies["gone"]["metadata"], "resourceVersion": "6"}})
+        is None
+    )
+    assert [found.name for found in cache.pods_of("team/digits", job)] == ["stays"]
+    assert sorted(found.name for found in cache.pods("team/digits")) == ["of another job", "stays"]
 
 
 def test_a_list_that_is_older_than_an_event_does_not_undo_it() -> None:

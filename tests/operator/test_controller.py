@@ -4,21 +4,13 @@ from typing import Any
 
 import pytest
 
-from build_egtrun import cluster_with, drive, egtrun, running, stage_of, status_of
+from build_egtrun import cluster_with, condition, drive, egtrun, failing, running, stage_of, status_of
 from fake_cluster import FakeCluster
 from fake_stages import Ending
 from trouble import KilledAt
 
 STAGES = ["prepare", "distill", "sft", "probe", "curate", "rl", "evaluate"]
 FIRST_ATTEMPTS = [f"digits-{stage}-a1" for stage in STAGES]
-
-
-def failing(stage: str, ending: Ending, attempts: int = 1) -> Any:
-    return lambda name, attempt: ending if name == stage and attempt <= attempts else Ending()
-
-
-def condition(cluster: FakeCluster, kind: str) -> dict[str, Any]:
-    return next(found for found in status_of(cluster)["conditions"] if found["type"] == kind)
 
 
 def test_a_run_makes_one_job_a_stage_in_order_and_completes() -> None:
@@ -66,23 +58,6 @@ def test_a_failure_is_classified_and_tried_again(ending: Ending, kind: str) -> N
     assert stage_of(cluster, "sft")["retries"] == {kind: 1}
     assert stage_of(cluster, "sft")["lastFailure"]["class"] == kind
     assert status_of(cluster)["phase"] == "Complete"
-
-
-@pytest.mark.parametrize("attempts", [0, 99], ids=["Complete", "Failed"])
-def test_a_run_that_has_ended_is_finished_and_says_why_once(attempts: int) -> None:
-    cluster = cluster_with(script=failing("sft", Ending(exit_code=64), attempts))
-    drive(cluster)
-    assert condition(cluster, "Finished")["status"] == "True"
-    said = [found["message"] for found in status_of(cluster)["conditions"] if found["type"] != "Accepted"]
-    assert sum(bool(message) for message in said) == 1
-
-
-def test_a_run_that_waits_is_not_finished_and_says_what_for_once() -> None:
-    cluster = cluster_with(egtrun(scheduling={"queue": "nosuch"}))
-    drive(cluster, until=lambda c: bool(status_of(c)))
-    assert condition(cluster, "Finished")["status"] == "False"
-    said = [found["message"] for found in status_of(cluster)["conditions"]]
-    assert [bool(message) for message in said] == [True, False, False, False, False, False]
 
 
 def test_an_error_of_the_user_is_not_tried_again_and_says_why() -> None:
@@ -160,6 +135,17 @@ def test_a_rank_that_was_silently_replaced_starts_the_whole_stage_again() -> Non
     assert "digits-probe-a2" in cluster.created
 
 
+def test_a_pod_that_somebody_deletes_has_all_ranks_start_anew() -> None:
+    cluster = cluster_with(egtrun(probe={"workers": 2}), script=lambda *_: Ending(seconds=60))
+    drive(cluster, until=running("probe"))
+    cluster.advance(5)
+    cluster.terminate("digits-probe-a1-worker-0")
+    drive(cluster)
+    probe = stage_of(cluster, "probe")
+    assert (probe["retries"], probe["attempt"]) == ({"Preempted": 1}, 2)
+    assert probe["lastFailure"]["message"] == "somebody deleted digits-probe-a1-worker-0"
+
+
 def test_a_job_that_somebody_deleted_is_made_again_as_the_next_attempt() -> None:
     cluster = cluster_with(script=lambda *_: Ending(seconds=60))
     drive(cluster, until=running("sft"))
@@ -203,6 +189,7 @@ def test_an_input_that_was_missing_has_prepare_look_again() -> None:
     assert "digits-probe-a2" in cluster.created
     assert "digits-sft-a2" not in cluster.created
     assert status_of(cluster)["phase"] == "Complete"
+    assert "started" not in stage_of(cluster, "sft")  # its time was told when it ran
 
 
 def test_a_finished_run_is_removed_after_its_time_to_live() -> None:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from egt_operator.children import Job, Pod, parse_job, parse_pod
 from egt_operator.observe import Seen, cause_of, observe
 
 SUMMARY = '{"stage": "sft", "digest": "0123456789abcdef", "phase": "Succeeded", "exit_code": 0, "metrics": {}}'
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 SEEN = Path(__file__).parent / "seen"
 
 
@@ -56,10 +57,6 @@ def test_a_worker_that_failed_counts_although_the_master_ended_well() -> None:
     assert "worker-0" in found.cause.message
 
 
-def test_pods_that_may_still_write_are_counted() -> None:
-    assert seen("worker-sigkill").alive == 2
-
-
 def waiting(reason: str, message: str = "") -> Seen:
     job, _ = load("oom")
     del job["status"]
@@ -101,8 +98,8 @@ def test_a_pod_that_was_left_alone_says_less_than_the_one_that_left() -> None:
     assert alone.cause.kind == "NodeLost"
 
 
-def deleted(pod: Pod) -> Pod:
-    return replace(pod, deleted=pod.created + timedelta(seconds=60))
+def deleted(pod: Pod, *, after: float = 60) -> Pod:
+    return replace(pod, deleted=pod.created + timedelta(seconds=after))
 
 
 def failed_job() -> Job:
@@ -122,16 +119,38 @@ def test_a_job_that_fails_since_a_pod_went_without_a_trace_has_lost_a_node(maste
     assert cause is not None
     assert (cause.kind, cause.message) == (
         "NodeLost",
-        "1 of 2 pods went without a trace: PyTorchJob k1 is failed because 1 Worker replica(s) failed.",
+        "1 of 2 pods are not there any more: PyTorchJob k1 is failed because 1 Worker replica(s) failed.",
     )
 
 
 @pytest.mark.parametrize("exit_code", [None, 143, 137])
 def test_a_job_that_fails_since_somebody_deletes_a_pod_is_preempted_however_the_pod_ends(exit_code: int | None) -> None:
     worker = ended("p-worker-0", exit_code) if exit_code else running("p-worker-0")
-    cause = observe(failed_job(), [running("p-master-0"), deleted(worker)], 2).cause
+    told_later = deleted(running("p-master-0"), after=61)
+    cause = observe(failed_job(), [told_later, deleted(worker)], 2).cause
     assert cause is not None
-    assert (cause.kind, cause.message) == ("Preempted", "somebody deleted pods of the job: p-worker-0")
+    assert (cause.kind, cause.message) == ("Preempted", "somebody deleted p-worker-0")
+
+
+@pytest.mark.parametrize("exit_code", [143, 137])
+def test_a_pod_that_somebody_deletes_is_preempted_before_training_operator_hears_of_it(exit_code: int) -> None:
+    job = replace(failed_job(), outcome=None, message="")
+    cause = observe(job, [running("p-master-0"), deleted(ended("p-worker-0", exit_code))], 2).cause
+    assert cause is not None
+    assert (cause.kind, cause.message) == ("Preempted", "somebody deleted p-worker-0")
+
+
+@pytest.mark.parametrize(("exit_code", "seconds"), [(75, 0), (1, 5)])
+def test_what_other_pods_do_for_want_of_a_deleted_one_says_nothing(exit_code: int, seconds: float) -> None:
+    left = replace(ended("p-master-0", exit_code), finished=NOON + timedelta(seconds=seconds))
+    told = replace(deleted(ended("p-worker-0", 143)), finished=NOON)
+    cause = observe(replace(failed_job(), outcome=None), [left, told], 2).cause
+    assert cause is not None
+    assert cause.message == "somebody deleted p-worker-0"
+
+
+def test_a_suspended_job_that_has_failed_is_no_longer_queued() -> None:
+    assert observe(replace(failed_job(), suspended=True), [], 1).state == "Failed"
 
 
 def test_pods_that_were_told_to_end_after_a_crash_do_not_hide_it() -> None:

@@ -1,13 +1,17 @@
 """What goes wrong around a run is told where its owner looks, or where the operator's owner does."""
 
 import asyncio
+import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 from kubernetes.aio.client.exceptions import ApiException
 
-from build_egtrun import KEY, cluster_with, drive, egtrun, operator_of, running, stage_of, status_of
+from build_egtrun import KEY, cluster_with, drive, egtrun, failing, operator_of, running, stage_of, status_of
 from egt_operator.cluster_errors import Refused
+from egt_operator.telemetry import JsonLines
 from fake_cluster import Body, FakeCluster
 from fake_stages import Ending
 
@@ -38,6 +42,14 @@ def test_a_job_that_a_quota_forbids_says_so_and_is_made_when_it_may_be() -> None
     drive(cluster)
     assert status_of(cluster)["phase"] == "Complete"
     assert stage_of(cluster, "prepare")["retries"] == {}
+
+
+def test_a_line_of_the_log_names_run_stage_and_attempt(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        drive(cluster_with(script=failing("sft", Ending(exit_code=1))))
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    (found,) = [line for line in lines if line["message"].startswith("StageStarted: sft: attempt 2")]
+    assert (found["run"], found["stage"], found["attempt"]) == (KEY, "sft", 2)
 
 
 def test_a_status_that_is_not_understood_stays_as_it_is() -> None:

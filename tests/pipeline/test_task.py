@@ -8,10 +8,12 @@ from pydantic import ValidationError
 from build_recipes import CONTENT, make_recipes
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.chain import chain
+from egt_pipeline.contract.errors import excerpt
 from egt_pipeline.contract.graph import STAGES, StageName
 from egt_pipeline.contract.recipes import CurateRecipe, Keep, ProbeRecipe, SFTRecipe
-from egt_pipeline.contract.task import content_digest, digest
+from egt_pipeline.contract.task import SUMMARY_BYTES, Summary, content_digest, digest
 
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6000)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -50,6 +52,28 @@ def test_a_recipe_survives_json_with_its_digest() -> None:
         recipe = make_recipes()[stage.name]
         again = stage.recipe.model_validate_json(recipe.model_dump_json(by_alias=True))
         assert again.identity == recipe.identity
+
+
+@given(texts, st.dictionaries(st.text("abc", max_size=30), st.floats(0, 1), max_size=300))
+def test_a_summary_fits_a_termination_message_with_the_end_of_what_it_says(
+    said: str, metrics: dict[str, float]
+) -> None:
+    said = f"rl: OpenRLHF exited with 1; {said}; RuntimeError: no kernel for this machine"
+    summary = Summary(stage=StageName.RL, digest="0123456789abcdef", phase="Failed", exit_code=1, message=said,
+                      metrics=metrics)  # fmt: skip
+    found = Summary.model_validate_json(summary.fitting().model_dump_json())
+    assert len(found.model_dump_json().encode()) <= SUMMARY_BYTES
+    assert found.message.startswith("rl: OpenRLHF exited with 1; ")
+    assert found.message.endswith("RuntimeError: no kernel for this machine")
+    assert found.message == said or not found.metrics
+
+
+@given(st.text(max_size=300), st.integers(20, 300))
+def test_an_excerpt_has_the_beginning_and_the_end_and_no_more_characters_than_asked(text: str, characters: int) -> None:
+    found = excerpt(text, characters)
+    assert len(found) == min(len(text), characters)
+    assert text.startswith(found[: (characters - 5) // 4])
+    assert text.endswith(found[-3 * (characters - 5) // 4 :])
 
 
 def test_every_stage_reads_only_stages_before_it() -> None:

@@ -15,6 +15,15 @@ A message names the field, row or file, the value seen, and what would be accept
 EXIT_DONE = 0
 
 
+def excerpt(text: str, characters: int) -> str:
+    """At most so many characters (20 or more) of ``text``: its beginning, and more of its end, where logs say why."""
+    if len(text) <= characters:
+        return text
+    gap = " ... "
+    head = (characters - len(gap)) // 4
+    return text[:head] + gap + text[head + len(gap) - characters :]
+
+
 class EgtError(Exception):
     """An error whose message is meant for people; ``exit_code`` is what the process ends with."""
 

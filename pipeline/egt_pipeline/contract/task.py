@@ -4,17 +4,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from egt_pipeline.contract.base import Recipe
+from egt_pipeline.contract.errors import excerpt
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.tracking import Tracking
 
 DIGEST_LENGTH = 16  # hex digits: 64 bits; at a million artifacts a clash has probability 3e-8
 PROGRESS_MARK = "egt-progress "  # begins a line of a stage's log; the rest is a Progress as JSON
 SUMMARY_BYTES = 4096  # what Kubernetes keeps of a termination message
+_LEAST_CHARACTERS = 200  # of a summary's message, whatever else is in it
 
 Metric = float | int | str | bool | None
 
@@ -143,6 +145,19 @@ class Summary(Record):
     message: str = ""
     content: dict[str, str] = {}
     metrics: dict[str, Metric] = {}
+
+    def fitting(self) -> Self:
+        """What of it fits a termination message: metrics from the end, then the message's middle, are left out."""
+        summary = self
+        while summary._excess_bytes() > 0 and summary.metrics:
+            summary = summary.model_copy(update={"metrics": dict(list(summary.metrics.items())[:-1])})
+        if (excess := summary._excess_bytes()) > 0:  # a character is a byte or more
+            left = max(len(self.message) - excess, _LEAST_CHARACTERS)
+            summary = summary.model_copy(update={"message": excerpt(self.message, left)})
+        return summary
+
+    def _excess_bytes(self) -> int:
+        return len(self.model_dump_json().encode()) - SUMMARY_BYTES
 
 
 class Progress(Record):

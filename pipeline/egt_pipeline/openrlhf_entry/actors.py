@@ -6,8 +6,8 @@ PolicyActor      PolicyModelActor       saves the processor with the model (a pl
                                         checkpoint is complete
 ReferenceActor   ReferenceModelActor    unchanged; being ours, it prepares its process
 Trainer          PPOTrainer             follows the plan; saves and stops when asked to
-ActorTrainer     ActorPPOTrainer        one optimiser step a batch, in the planned order, short batches too; records;
-                                        whole weights to vLLM where adapters are trained
+ActorTrainer     ActorPPOTrainer        waits for the engines; one optimiser step a batch, in the planned order, short
+                                        batches too; records; whole weights to vLLM where adapters are trained
 PreClipLoss      PolicyLoss             pre-clip before exp
 ExperienceMaker  RemoteExperienceMaker  sigma filter after whitening; equal shares for all processes
 entropies        compute_entropy        by the function that measures the probe's

@@ -33,7 +33,9 @@ def lead(run: RunFile) -> None:
     import ray
 
     _start(run)
-    while sum(node["Alive"] for node in ray.nodes()) < run.peers.size:
+    pods = {pod_resource(rank) for rank in range(run.peers.size)}
+    # A pod that had to join twice is two nodes for a while.
+    while not pods <= {name for node in ray.nodes() if node["Alive"] for name in node["Resources"]}:
         time.sleep(_WAIT_SECONDS)
 
 
