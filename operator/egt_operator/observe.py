@@ -78,9 +78,8 @@ def observe(job: Job, pods: Sequence[Pod], expected: int, unmade: str = "") -> S
     """
     first = next((pod for pod in pods if pod.name.endswith("-master-0")), None)
     if job.suspended and job.outcome is None and (first is None or first.phase != "Succeeded"):
-        return Seen(
-            "Queued", "Queued", "waits for its queue to admit it"
-        )  # whatever its pods say: they were taken away
+        # Whatever its pods say: they were taken away.
+        return Seen("Queued", "Queued", "waits for its queue to admit it")
     failed = [pod for pod in pods if pod.phase == "Failed" or (pod.alive and (pod.disruption or pod.lost))]
     by_itself = _by_itself(failed)
     if by_itself and job.outcome != "Succeeded":
