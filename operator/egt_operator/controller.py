@@ -82,8 +82,8 @@ class Controller:
                 self._telemetry.queue_depth.set(len(self.queue))
                 self.queue.done(key)
 
-    async def refresh(self) -> None:
-        """Compare what is known with what is there, and ask for a look at every run.
+    async def refresh(self, over_seconds: float = 0.0) -> None:
+        """Compare what is known with what is there, and ask for a look at every run, spread over so many seconds.
 
         The first time, that is how everything becomes known before anything is done. Later it finds what a watch that
         hangs has missed: what a list shows, and no watch has brought when the next list is made.
@@ -102,8 +102,9 @@ class Controller:
                 oldest = min(oldest, version)
             for key in self.cache.drop_unlisted(kind, listed, oldest):
                 self.queue.add(key)
-        for key in self.cache.every_run():
-            self.queue.add(key)
+        runs = self.cache.every_run()
+        for place, key in enumerate(runs):
+            self.queue.add(key, over_seconds * place / len(runs))
 
     async def begin(self) -> None:
         """The first refresh; trouble, as of an API server that has just started, is waited out."""
@@ -121,7 +122,7 @@ class Controller:
         while True:
             await asyncio.sleep(self._settings.resync_seconds)
             try:
-                await self.refresh()
+                await self.refresh(over_seconds=self._settings.resync_seconds)  # news waits for none of these looks
             except (*TROUBLE, Refused) as error:
                 log.warning("resync: %s; tries again", told(error))
 

@@ -90,6 +90,23 @@ def lists(heard: bool) -> Any:
     return controller
 
 
+def test_the_looks_of_a_resync_are_spread_so_that_news_does_not_wait_for_them() -> None:
+    cluster = FakeCluster()
+    for number in range(10):
+        run = egtrun()
+        cluster.apply({**run, "metadata": {**run["metadata"], "name": f"run-{number}"}})
+    controller = operator_of(cluster)
+
+    async def resync() -> int:
+        await controller.refresh()
+        while len(controller.queue):
+            controller.queue.done(await controller.queue.get())
+        await controller.refresh(over_seconds=300)
+        return len(controller.queue)
+
+    assert asyncio.run(resync()) == 1
+
+
 def test_an_api_server_that_has_just_started_is_waited_for() -> None:
     cluster = cluster_with()
     pages, troubles = cluster.pages, [ApiException(status=429, reason="storage is (re)initializing")]
