@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from typing import Any
 
 from egt_pipeline.contract.errors import EgtError
@@ -21,6 +22,7 @@ _OBJECT_STORE_BYTES = 200 * 2**20  # a rollout of 256 samples with their pixels;
 _STARTS, _START_SECONDS = 6, 30.0
 """Of Ray: so long it gives its processes, no setting, which is too little where cores are busy."""
 _TOO_SLOW = "timed out during startup"  # of Ray's message
+_NOT_JOINED = 3  # of the exit codes of `ray start` none
 _WAIT_SECONDS = 0.5  # between looks at whether the others are there
 
 
@@ -79,10 +81,8 @@ def join(run: RunFile) -> int:
     deadline = time.monotonic() + _STARTS * _START_SECONDS
     while True:
         _wait_for_leader(run)
-        began = time.monotonic()
         code = subprocess.run(command, check=False).returncode
-        had_joined = time.monotonic() - began > 2 * _START_SECONDS
-        if had_joined or began > deadline:
+        if code != _NOT_JOINED or time.monotonic() > deadline:
             return code
         _end_children()
         time.sleep(_WAIT_SECONDS)
@@ -133,7 +133,11 @@ def main(run_file: str) -> None:
         **{name.replace("_", "-"): count for name, count in _promised(run).items()},
     }
     sys.argv = ["ray", "start", "--block", *(f"--{name}={value}" for name, value in flags.items())]
-    runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("ray.scripts.scripts", run_name="__main__", alter_sys=True)
+    except Exception:  # once it has joined, its end is a SystemExit
+        traceback.print_exc()
+        sys.exit(_NOT_JOINED)
 
 
 if __name__ == "__main__":
