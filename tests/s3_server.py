@@ -75,7 +75,8 @@ def s3_server() -> Iterator[S3Server]:
     port = free_port()
     environment = {**os.environ, "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
     process = subprocess.Popen(
-        [str(binary), "--quiet", "--port", f"127.0.0.1:{port}", "posix", str(folder)],
+        ["setpriv", "--pdeathsig", "KILL",  # dies with this process, whatever ends it
+         str(binary), "--quiet", "--port", f"127.0.0.1:{port}", "posix", str(folder)],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     before = {name: os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
