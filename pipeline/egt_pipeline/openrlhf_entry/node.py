@@ -78,7 +78,7 @@ def join(run: RunFile) -> int:
     Whoever started this process ends it when the leader is done.
     """
     command = [sys.executable, "-m", "egt_pipeline.openrlhf_entry.node", os.environ[RUN_FILE_VARIABLE]]
-    deadline = time.monotonic() + _STARTS * _START_SECONDS
+    deadline = time.monotonic() + 2 * _STARTS * _START_SECONDS  # the leader may need all its starts before
     while True:
         _wait_for_leader(run)
         code = subprocess.run(command, check=False).returncode
