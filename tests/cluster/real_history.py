@@ -184,6 +184,7 @@ async def play(cluster: WholeCluster, histories: Sequence[History]) -> None:
         watch.cancel()
     await asyncio.gather(*watches, return_exceptions=True)
     await api.session.close()
+    await asyncio.sleep(0.25)  # aiohttp closes TLS connections a moment after its session
 
 
 def killed_anywhere(cluster: WholeCluster) -> list[History]:
