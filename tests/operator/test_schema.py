@@ -171,8 +171,8 @@ def test_a_rule_names_only_fields_that_exist() -> None:
                 for step in name.split("."):
                     assert step in inside.get("properties", {}), f"{path or 'root'}: {rule['rule']} reads {name}"
                     inside = inside["properties"][step]
-            steps = rule.get("fieldPath", "").removeprefix(".").split(".")
-            assert steps == [""] or f"{path}.{'.'.join(steps)}" in dict(nodes(run_schema()))
+            named = f"{path}{rule.get('fieldPath', '')}".removeprefix(".")
+            assert named in dict(nodes(run_schema())), f"{path or 'root'}: {rule['message']!r} is said of {named}"
 
 
 def _paths(rule: str) -> list[str]:
