@@ -9,8 +9,6 @@ from egt_pipeline.tiny_model import build_tiny_model
 
 # What the judge says, token by token; the last token of every prompt is the line break of the chat template.
 _SPEECH = ("<think>", "</think>", "<answer>", None, "</answer>", "<|im_end|>")
-
-
 _MODELS = tempfile.TemporaryDirectory(prefix="egt-models-")
 
 

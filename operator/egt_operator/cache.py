@@ -64,8 +64,7 @@ class Cache:
         there = {body["metadata"]["uid"] for body in listed}
         known = self._known["pod"].get(key, {})
         for uid in [uid for uid, pod in known.items() if pod.value.owner_uid == job.uid and uid not in there]:
-            self._gone["pod"][0].add(uid)
-            del known[uid]
+            self._forget("pod", key, uid)
 
     def keep(self, kind: Kind, body: Body, *, gone: bool = False) -> str | None:
         """Remember an object, or that it is gone; the key of its run if that is news.
@@ -77,10 +76,7 @@ class Cache:
             return None
         uid, version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
         if gone:
-            self._gone[kind][0].add(uid)
-            self._known[kind].get(key, {}).pop(uid, None)
-            if not self._known[kind].get(key):
-                self._known[kind].pop(key, None)
+            self._forget(kind, key, uid)
             return key
         if any(uid in some for some in self._gone[kind]):
             return None
@@ -91,6 +87,13 @@ class Cache:
         value = _PARSE[kind](body)
         known[uid] = _Known(version, value)
         return None if before == value else key
+
+    def _forget(self, kind: Kind, key: str, uid: str) -> None:
+        """An object is gone for good: no list or late event brings it back."""
+        self._gone[kind][0].add(uid)
+        self._known[kind].get(key, {}).pop(uid, None)
+        if not self._known[kind].get(key):
+            self._known[kind].pop(key, None)
 
     def drop_unlisted(self, kind: Kind, listed: Container[str], version: int) -> list[str]:
         """Forget what a list made at ``version`` does not hold, by uid; the keys of the runs that it was of."""
