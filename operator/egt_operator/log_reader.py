@@ -24,6 +24,7 @@ class Heard:
     at: datetime | None = None
     asked: float = float("-inf")
     waits: bool = False
+    unreadable: bool = False
 
 
 class LogReader:
@@ -72,7 +73,10 @@ class LogReader:
         try:
             text = await self._cluster.log_end(heard.namespace, f"{heard.job}-master-0")
         except (*TROUBLE, Refused) as error:
-            log.warning("%s: no log of %s: %s", key, heard.job, told(error), extra={"run": key})
+            if not heard.unreadable:  # a node that does not answer is asked again and again, and said once
+                log.warning("%s: no log of %s: %s", key, heard.job, told(error), extra={"run": key})
+            heard.unreadable = True
             return
+        heard.unreadable = False
         heard.progress, heard.at = last_progress(text) or heard.progress, self._now()
         self._news(key)

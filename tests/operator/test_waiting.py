@@ -2,7 +2,9 @@
 
 from datetime import timedelta
 
-from build_egtrun import cluster_with, drive, egtrun, running, stage_of, status_of
+import pytest
+
+from build_egtrun import KEY, cluster_with, drive, egtrun, running, stage_of, status_of
 from fake_stages import Ending
 
 
@@ -11,16 +13,28 @@ def test_a_finished_run_is_removed_when_its_time_is_over() -> None:
     drive(cluster, until=lambda c: c.objects("run") == [])
 
 
+async def never(_namespace: str, _pod: str) -> str:
+    raise TimeoutError("the node does not answer")
+
+
 def test_a_log_that_cannot_be_read_keeps_no_run_waiting() -> None:
     cluster = cluster_with(egtrun(hangDeadlineSeconds=60), script=lambda *_: Ending(seconds=150))
-
-    async def never(_namespace: str, _pod: str) -> str:
-        raise TimeoutError("the node does not answer")
-
     cluster.log_end = never  # type: ignore[method-assign]
     drive(cluster)
     assert status_of(cluster)["phase"] == "Complete"
     assert all(stage["retries"] == {} for stage in status_of(cluster)["stages"])
+
+
+def test_a_log_that_cannot_be_read_is_told_once_a_job_however_often_it_is_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cluster = cluster_with(script=lambda *_: Ending(seconds=600))
+    cluster.log_end = never  # type: ignore[method-assign]
+    drive(cluster, until=running("sft"))
+    told = [record.message for record in caplog.records if "no log of" in record.message]
+    first, *others = told
+    assert first == f"{KEY}: no log of digits-prepare-a1: TimeoutError: the node does not answer"
+    assert len({first, *others}) == len(told)
 
 
 def test_a_queue_that_is_made_later_is_noticed() -> None:
