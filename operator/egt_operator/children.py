@@ -11,6 +11,7 @@ from egt_operator.render import CONTAINER
 JOB_LABEL = "training.kubeflow.org/job-name"  # training-operator's own
 NUDGED = "egt.dev/nudged"
 """Annotation of a job whose pods cannot be made: when training-operator was last brought to try again."""
+_ENDED = ("Succeeded", "Failed")
 _EVICTED = ("Evicted", "Preempting", "Preempted")
 
 
@@ -49,7 +50,7 @@ class Pod:
     @property
     def alive(self) -> bool:
         """True until it has ended."""
-        return self.phase not in ("Succeeded", "Failed")
+        return self.phase not in _ENDED
 
     def given_up(self, patience_seconds: float) -> datetime | None:
         """When it counts as gone although it has not ended: its node does not answer. None: never."""
@@ -101,6 +102,11 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
         disruption=conditions.get("DisruptionTarget", {}).get("reason", ""),
         lost=status.get("reason") == "NodeLost",
     )
+
+
+def has_ended(body: Mapping[str, Any]) -> bool:
+    """True for a pod, as the API server gives it, all of whose containers have ended."""
+    return (body.get("status") or {}).get("phase") in _ENDED
 
 
 def _container(status: Mapping[str, Any]) -> tuple[int | None, str, str]:

@@ -19,6 +19,7 @@ from egt_operator.announce import Announcer
 from egt_operator.api import MANAGER, EGTRun
 from egt_operator.api_status import TERMINAL, EGTRunStatus, StageStatus
 from egt_operator.cache import KINDS, Cache, Kind
+from egt_operator.children import has_ended
 from egt_operator.cluster import Cluster
 from egt_operator.cluster_errors import TROUBLE, Conflict, Refused, told
 from egt_operator.decide import Decision, World, decide, forbidden, refused
@@ -61,13 +62,13 @@ class Controller:
         """True while the watches miss what happens."""
 
     def heard(self, kind: Kind, body: Mapping[str, Any], *, gone: bool) -> None:
-        """A watch says that something happened to a run, a job or a pod."""
+        """A watch says that something happened to a run, a job or a pod. Free GPUs wait for what follows a pod's end."""
         uid, version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
         if self._unheard.get(uid, sys.maxsize) <= version or gone:
             self._unheard.pop(uid, None)
         key = self.cache.keep(kind, body, gone=gone)
         if key is not None:
-            self.queue.add(key)
+            self.queue.add(key, urgent=kind == "pod" and has_ended(body))
 
     async def work(self) -> None:
         """One worker; ends only when it is cancelled."""
@@ -111,11 +112,10 @@ class Controller:
         while True:
             try:
                 await self.refresh()
+                return
             except TROUBLE as error:
                 log.warning("first look at the cluster: %s; tries again", told(error))
-                await asyncio.sleep(_RETRY_SECONDS)
-            else:
-                return
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def resync(self) -> None:
         """Refresh again and again; ends only when it is cancelled."""
@@ -132,7 +132,7 @@ class Controller:
             await self.reconcile(key)
         except Conflict:
             await self._look_closely(key)
-            self.queue.add(key)
+            self.queue.add(key, urgent=True)
             return "conflict"
         except Refused as error:
             log.error("%s: the API server refuses: %s", key, error, extra={"run": key})

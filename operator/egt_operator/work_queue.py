@@ -3,30 +3,31 @@
 import asyncio
 import contextlib
 import heapq
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 
 
 class WorkQueue:
-    """A queue of keys. A key that comes while a worker has it waits until the worker is done.
+    """A queue of keys. A key that comes while a worker has it waits until the worker is done; urgent ones go first.
 
     ``clock`` is monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._ready: deque[str] = deque()
-        self._waiting: set[str] = set()
-        self._held: dict[str, bool] = {}  # True: came again meanwhile
+        self._urgent: OrderedDict[str, None] = OrderedDict()
+        self._ready: OrderedDict[str, None] = OrderedDict()
+        self._held: set[str] = set()
+        self._again: dict[str, bool] = {}  # came while they were held; True: one of the times urgently
         self._later: list[tuple[float, str]] = []
         self._due: dict[str, float] = {}
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
         """How many keys wait for a worker."""
-        return len(self._ready)
+        return len(self._urgent) + len(self._ready)
 
-    def add(self, key: str, delay_seconds: float = 0.0) -> None:
+    def add(self, key: str, delay_seconds: float = 0.0, *, urgent: bool = False) -> None:
         """Ask for a look at ``key``; of several delayed asks the earliest counts."""
         if delay_seconds > 0:
             at = self._clock() + delay_seconds
@@ -34,20 +35,21 @@ class WorkQueue:
                 self._due[key] = at
                 heapq.heappush(self._later, (at, key))
         elif key in self._held:
-            self._held[key] = True
-        elif key not in self._waiting:
-            self._waiting.add(key)
-            self._ready.append(key)
+            self._again[key] = self._again.get(key, False) or urgent
+        elif urgent:
+            self._ready.pop(key, None)
+            self._urgent[key] = None
+        elif key not in self._urgent:
+            self._ready[key] = None
         self._changed.set()
 
     async def get(self) -> str:
         """The next key; ``done`` gives it back."""
         while True:
             pause = self._move_due()
-            if self._ready:
-                key = self._ready.popleft()
-                self._waiting.discard(key)
-                self._held[key] = False
+            if ready := self._urgent or self._ready:
+                key, _ = ready.popitem(last=False)
+                self._held.add(key)
                 return key
             self._changed.clear()
             with contextlib.suppress(TimeoutError):  # wait_for of Python 3.11 may swallow a cancellation
@@ -56,8 +58,9 @@ class WorkQueue:
 
     def done(self, key: str) -> None:
         """The worker has finished with ``key``."""
-        if self._held.pop(key):
-            self.add(key)
+        self._held.remove(key)
+        if key in self._again:
+            self.add(key, urgent=self._again.pop(key))
 
     def _move_due(self) -> float | None:
         """Moves what is due to the waiting keys; seconds until the next is."""

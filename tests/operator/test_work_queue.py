@@ -39,6 +39,50 @@ def test_of_several_delays_the_earliest_counts() -> None:
     assert asyncio.run(history()) < 1.0
 
 
+def in_order(queue: WorkQueue) -> list[str]:
+    """What a single worker gets, to the last key that waits."""
+
+    async def work() -> list[str]:
+        found = []
+        while len(queue):
+            found.append(await queue.get())
+            queue.done(found[-1])
+        return found
+
+    return asyncio.run(work())
+
+
+def test_urgent_keys_come_first_and_in_their_order() -> None:
+    queue = WorkQueue(time.monotonic)
+    queue.add("a")
+    queue.add("b", urgent=True)
+    queue.add("c", urgent=True)
+    assert in_order(queue) == ["b", "c", "a"]
+
+
+def test_a_key_that_waits_and_becomes_urgent_comes_once_and_first() -> None:
+    queue = WorkQueue(time.monotonic)
+    for key in ("a", "b"):
+        queue.add(key)
+    queue.add("b", urgent=True)
+    queue.add("b")
+    assert in_order(queue) == ["b", "a"]
+
+
+def test_a_key_that_becomes_urgent_while_it_is_held_is_urgent_afterwards() -> None:
+    async def history() -> list[str]:
+        queue = WorkQueue(time.monotonic)
+        queue.add("a")
+        held = await queue.get()
+        queue.add("b")
+        queue.add(held, urgent=True)
+        queue.add(held)
+        queue.done(held)
+        return [await queue.get(), await queue.get()]
+
+    assert asyncio.run(history()) == ["a", "b"]
+
+
 def test_a_key_that_is_due_comes_even_if_others_came_before() -> None:
     async def history() -> list[str]:
         queue = WorkQueue(time.monotonic)
