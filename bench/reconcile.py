@@ -1,11 +1,11 @@
 """The operator against a bare script that makes the same PyTorchJobs, on one real API server with simulated pods.
 
-    python bench/reconcile.py [--runs 1000]
+    python bench/reconcile.py [--runs 1000] [--seconds 200] [--minutes 6]
 
 Every run is five stages whose pods end at once. The script creates each job when the one before has succeeded, and does
 nothing else: no status, no attempts, no events. Printed: jobs a minute of both, CPU seconds of the operator beside
 training-operator's own, peak memory, duplicates, lost runs; and the gap from the end of a stage's pod to its next job,
-seen by a watcher of its own.
+seen by a watcher of its own. With --minutes only that gap is measured, of the operator with all runs at work.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from team_runs import JOBS, PODS, RUNS, make_team
 
 STAGES = ("prepare", "sft", "probe", "curate", "rl")
 AT_ONCE = 32  # requests of this program, as kubectl of many users
+BURST_SECONDS = 60.0  # what began at once has been noted down by then
 
 
 def pid_of(program: str) -> int:
@@ -90,9 +91,10 @@ class Watcher:
             if stage == before and (run, after) in self.added and ended > since
         )
 
-    def all_active(self) -> float:
-        """When the last run had its first job."""
-        return max(added for (_, stage), added in self.added.items() if stage == STAGES[0])
+    def steady(self, count: int) -> float:
+        """Since when so many runs are at work and their common beginning is over; not yet: infinity."""
+        begun = [added for (_, stage), added in self.added.items() if stage == STAGES[0]]
+        return max(begun) + BURST_SECONDS if len(begun) >= count else math.inf
 
 
 async def create_all(api: NodeApi, path: str, bodies: list[dict[str, Any]]) -> None:
@@ -106,8 +108,13 @@ async def create_all(api: NodeApi, path: str, bodies: list[dict[str, Any]]) -> N
     await asyncio.gather(*(create(body) for body in bodies))
 
 
-async def with_operator(cluster: Cluster, operator: RunningOperator, count: int) -> tuple[float, Watcher]:
-    """Seconds until every run is complete, by the operator's own count; the API server's word is asked at the end."""
+async def with_operator(
+    cluster: Cluster, operator: RunningOperator, count: int, minutes: float
+) -> tuple[float, Watcher]:
+    """Seconds until every run is complete, by the operator's own count; the API server's word is asked at the end.
+
+    Or until all have been at work for so many minutes.
+    """
     api, watcher = NodeApi(cluster.kubeconfig, cluster.plane.folder), Watcher()
     bodies = []
     for number in range(count):
@@ -121,11 +128,14 @@ async def with_operator(cluster: Cluster, operator: RunningOperator, count: int)
         await create_all(api, RUNS, bodies)
         while await asyncio.to_thread(ended, operator) < count:  # in a thread: the watcher's clock must not wait
             await asyncio.sleep(1.0)
+            if time.monotonic() > watcher.steady(count) + 60 * minutes:
+                break
         seconds = time.monotonic() - began
     phases = [(run.get("status") or {}).get("phase") for run in (await api.call("GET", RUNS))["items"]]
     await api.session.close()
-    lost = count - phases.count("Complete")
-    print(f"runs {count}, lost {lost}, jobs {len(watcher.jobs)}, duplicates {len(watcher.jobs) - 5 * count}")
+    complete, failed, jobs = phases.count("Complete"), phases.count("Failed"), len(watcher.jobs)
+    print(f"runs {count}, complete {complete}, failed {failed}, jobs {jobs} of {5 * count}, "
+          f"twice {jobs - len(watcher.added)}", flush=True)  # fmt: skip
     return seconds, watcher
 
 
@@ -185,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=0.0, help="how long a pod runs, on average")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop when all runs were at work so long")
     given = parser.parse_args()
     count, stages = given.runs, SimulatedStages(given.seconds, spread=0.9)
     with running_cluster(NodeShape(nodes=4, gpus=10_000), simulated(stages)) as cluster:
@@ -193,25 +204,28 @@ def main() -> None:
         with operator_process(cluster.plane, progress_seconds="60", resync_seconds="300") as operator:
             pid = operator.process.pid
             before, trained = cpu_seconds(pid), cpu_seconds(trainer)
-            seconds, watcher = asyncio.run(with_operator(cluster, operator, count))
+            seconds, watcher = asyncio.run(with_operator(cluster, operator, count, given.minutes))
             ours, theirs = cpu_seconds(pid) - before, cpu_seconds(trainer) - trained
-            print(f"CPU ms a stage: operator {1000 * ours / count / 5:.1f}, training-operator "
-                  f"{1000 * theirs / count / 5:.1f}, ratio {ours / theirs:.1f} (bar 3)")  # fmt: skip
+            jobs = len(watcher.jobs)
+            print(f"CPU ms a stage: operator {1000 * ours / jobs:.1f}, training-operator "
+                  f"{1000 * theirs / jobs:.1f}, ratio {ours / theirs:.1f} (bar 3)")  # fmt: skip
             print(f"peak memory {peak_mib(pid):.0f} MiB (bar 150)")
-            print_gaps("operator", watcher)
-        jobs = json.loads(cluster.kubectl("get", "pytorchjobs", "-n", "team", "-l", f"{RUN_LABEL}=run-0", "-o", "json"))
-        by_stage = {job["metadata"]["labels"][STAGE_LABEL]: job for job in jobs["items"]}
+            print_gaps("operator", watcher, count)
+        if given.minutes < math.inf:
+            return
+        done = json.loads(cluster.kubectl("get", "pytorchjobs", "-n", "team", "-l", f"{RUN_LABEL}=run-0", "-o", "json"))
+        by_stage = {job["metadata"]["labels"][STAGE_LABEL]: job for job in done["items"]}
         templates = [{"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": by_stage[s]["metadata"],
                       "spec": by_stage[s]["spec"]} for s in STAGES]  # fmt: skip
         bare, bare_watcher = asyncio.run(with_script(cluster, templates, count))
     rate, bare_rate = 300 * count / seconds, 300 * count / bare
     print(f"jobs a minute: operator {rate:.0f}, script {bare_rate:.0f}, ratio {rate / bare_rate:.2f} (bar 0.8)")
-    print_gaps("script", bare_watcher)
+    print_gaps("script", bare_watcher, count)
 
 
-def print_gaps(who: str, watcher: Watcher) -> None:
-    """Of the whole time, and of that in which all runs were active."""
-    for when, gaps in (("", watcher.gaps()), (", once all runs have begun", watcher.gaps(watcher.all_active()))):
+def print_gaps(who: str, watcher: Watcher, count: int) -> None:
+    """Of the whole time, and of that in which all runs were at work."""
+    for when, gaps in (("", watcher.gaps()), (", with all runs at work", watcher.gaps(watcher.steady(count)))):
         p50, p99 = percentiles(gaps) if len(gaps) >= 100 else (math.nan, math.nan)  # of fewer there is no 99th
         bars = (" (bar 100)", " (bar 500)") if who == "operator" else ("", "")
         print(f"{who}: end of a pod to the next job{when}: p50 {p50:.0f} ms{bars[0]}, p99 {p99:.0f} ms{bars[1]}, "
