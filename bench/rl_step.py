@@ -113,21 +113,34 @@ def stock(run_file: str) -> None:
         hook = {"worker_process_setup_hook": "egt_pipeline.openrlhf_entry.machine.install"}
         ray.init(address="local", include_dashboard=False, _temp_dir=folder, runtime_env=hook, **devices)
         if not has_cuda():
-            rollouts_on_cpu()
+            rollouts_on_cpu(run.model)
         flags = [flag for flag in arguments(run, cuda=has_cuda()) if not flag.startswith("--train.agent_func_path")]
         sys.argv = ["train_ppo_ray", *flags, f"--reward.remote_url={__file__}"]
         runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__", alter_sys=True)
 
 
-def rollouts_on_cpu() -> None:
-    """The stock engine actor with a worker that takes new weights on CPU, which forgets images the engine counts on."""
+def rollouts_on_cpu(model: Path) -> None:
+    """The stock engine actor with a worker that takes new weights on CPU, which forgets images the engine counts on.
+
+    A model that has not learnt to speak samples the tokens of pictures, which ends the stock trainer with an error.
+    """
     import ray
     from openrlhf.trainer.ray import vllm_engine
+    from transformers import AutoTokenizer
+
+    from egt_pipeline.prompts import FORBIDDEN_TOKENS
+
+    known = AutoTokenizer.from_pretrained(model).get_vocab()
+    never = {known[token]: -100.0 for token in FORBIDDEN_TOKENS if token in known}
 
     class OnCpu(vllm_engine.RolloutRayActor.__ray_metadata__.modified_class):  # type: ignore[misc]
         async def __init__(self, *arguments: Any, **named: Any) -> None:  # type: ignore[misc]
             named["worker_extension_cls"] = "egt_pipeline.openrlhf_entry.weights.WorkerExtension"
             await super().__init__(*arguments, **named)
+
+        async def generate(self, tokens: Any, parameters: Any, **pictures: Any) -> Any:
+            parameters.logit_bias = never
+            return await super().generate(tokens, parameters, **pictures)
 
         async def update_weight(self, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> Any:
             result = await super().update_weight(name, dtype, shape, empty_cache)
