@@ -1,23 +1,10 @@
 """Whole histories of a run, against a cluster in memory."""
 
-import asyncio
 from typing import Any
 
 import pytest
 
-from build_egtrun import (
-    KEY,
-    cluster_with,
-    condition,
-    drive,
-    egtrun,
-    failing,
-    operator_of,
-    running,
-    stage_of,
-    status_of,
-)
-from egt_operator.render import RUN_LABEL
+from build_egtrun import cluster_with, condition, drive, egtrun, failing, running, stage_of, status_of
 from fake_cluster import FakeCluster
 from fake_stages import Ending
 from trouble import KilledAt
@@ -49,17 +36,6 @@ def test_what_prepare_finds_published_starts_no_pod() -> None:
     assert cluster.created == ["digits-prepare-a1", "digits-curate-a1", "digits-rl-a1", "digits-evaluate-a1"]
     assert stage_of(cluster, "sft")["gpuHours"]["saved"] == 1.0
     assert stage_of(cluster, "sft")["attempt"] == 0
-
-
-def test_a_run_whose_pod_has_ended_comes_before_runs_whose_pods_have_just_begun() -> None:
-    cluster = cluster_with(script=lambda *_: Ending(seconds=600))
-    drive(cluster, until=running("prepare"))
-    (pod,) = cluster.objects("pod")
-    names = {**pod["metadata"], "uid": "other", "labels": {**pod["metadata"]["labels"], RUN_LABEL: "other"}}
-    controller = operator_of(cluster)
-    controller.heard("pod", {**pod, "metadata": names}, gone=False)
-    controller.heard("pod", {**pod, "status": {"phase": "Succeeded"}}, gone=False)
-    assert asyncio.run(controller.queue.get()) == KEY
 
 
 @pytest.mark.parametrize(

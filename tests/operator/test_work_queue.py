@@ -3,7 +3,10 @@
 import asyncio
 import time
 
+from build_egtrun import KEY, cluster_with, drive, operator_of, running
+from egt_operator.render import RUN_LABEL
 from egt_operator.work_queue import WorkQueue
+from fake_stages import Ending
 
 
 def test_a_key_that_is_asked_for_twice_waits_once() -> None:
@@ -114,3 +117,14 @@ def test_a_worker_that_is_cancelled_while_a_key_arrives_ends() -> None:
         return worker.cancelled()
 
     assert all(asyncio.run(history(steps)) for steps in range(4))
+
+
+def test_a_run_whose_pod_has_ended_comes_before_runs_whose_pods_have_just_begun() -> None:
+    cluster = cluster_with(script=lambda *_: Ending(seconds=600))
+    drive(cluster, until=running("prepare"))
+    (pod,) = cluster.objects("pod")
+    names = {**pod["metadata"], "uid": "other", "labels": {**pod["metadata"]["labels"], RUN_LABEL: "other"}}
+    controller = operator_of(cluster)
+    controller.heard("pod", {**pod, "metadata": names}, gone=False)
+    controller.heard("pod", {**pod, "status": {"phase": "Succeeded"}}, gone=False)
+    assert asyncio.run(controller.queue.get()) == KEY
