@@ -144,6 +144,16 @@ def ended(operator: RunningOperator) -> float:
     return sum(operator.figure("egt_runs", phase=phase) for phase in ("Complete", "Failed"))
 
 
+def bare_job(template: dict[str, Any], chain: int, stage: int) -> dict[str, Any]:
+    """The same job as one of the operator's, in the name of a chain of the script."""
+    body: dict[str, Any] = json.loads(json.dumps(template))
+    labels = {**body["metadata"]["labels"], RUN_LABEL: f"bare-{chain}"}
+    body["metadata"] = {"name": f"bare-{chain}-{stage}", "labels": labels}
+    for replicas in body["spec"]["pytorchReplicaSpecs"].values():
+        replicas["template"]["metadata"]["labels"][RUN_LABEL] = f"bare-{chain}"
+    return body
+
+
 async def with_script(cluster: Cluster, templates: list[dict[str, Any]], count: int) -> tuple[float, Watcher]:
     """Seconds until a script that does nothing else has brought as many chains to their end."""
     api, watcher = NodeApi(cluster.kubeconfig, cluster.plane.folder), Watcher("bare-")
@@ -151,15 +161,6 @@ async def with_script(cluster: Cluster, templates: list[dict[str, Any]], count: 
     ended = 0
     tasks: set[asyncio.Task[Any]] = set()
     seen: set[str] = set()
-
-    def job(chain: int, stage: int) -> dict[str, Any]:
-        body = json.loads(json.dumps(templates[stage]))
-        name = f"bare-{chain}-{stage}"
-        labels = {**body["metadata"]["labels"], RUN_LABEL: f"bare-{chain}"}
-        body["metadata"] = {"name": name, "labels": labels}
-        for replicas in body["spec"]["pytorchReplicaSpecs"].values():
-            replicas["template"]["metadata"]["labels"][RUN_LABEL] = f"bare-{chain}"
-        return body
 
     def see(event: str, found: Any) -> None:
         nonlocal ended
@@ -173,7 +174,8 @@ async def with_script(cluster: Cluster, templates: list[dict[str, Any]], count: 
         seen.add(name)
         _, chain, stage = name.split("-")
         if int(stage) + 1 < len(STAGES):
-            task = asyncio.ensure_future(api.call("POST", JOBS, job(int(chain), int(stage) + 1)))
+            following = bare_job(templates[int(stage) + 1], int(chain), int(stage) + 1)
+            task = asyncio.ensure_future(api.call("POST", JOBS, following))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             return
@@ -183,7 +185,7 @@ async def with_script(cluster: Cluster, templates: list[dict[str, Any]], count: 
 
     async with watcher.watching(api, see):
         began = time.monotonic()
-        await create_all(api, JOBS, [job(chain, 0) for chain in range(count)])
+        await create_all(api, JOBS, [bare_job(templates[0], chain, 0) for chain in range(count)])
         await done.wait()
         seconds = time.monotonic() - began
     await api.session.close()
@@ -226,10 +228,13 @@ def main() -> None:
 def print_gaps(who: str, watcher: Watcher, count: int) -> None:
     """Of the whole time, and of that in which all runs were at work."""
     for when, gaps in (("", watcher.gaps()), (", with all runs at work", watcher.gaps(watcher.steady(count)))):
-        p50, p99 = percentiles(gaps) if len(gaps) >= 100 else (math.nan, math.nan)  # of fewer there is no 99th
+        what = f"{who}: end of a pod to the next job{when}, {len(gaps)} times"
+        if len(gaps) < 100:
+            print(f"{what}: too few for a 99th percentile")
+            continue
+        p50, p99 = percentiles(gaps)
         bars = (" (bar 100)", " (bar 500)") if who == "operator" else ("", "")
-        print(f"{who}: end of a pod to the next job{when}: p50 {p50:.0f} ms{bars[0]}, p99 {p99:.0f} ms{bars[1]}, "
-              f"{len(gaps)} times", flush=True)  # fmt: skip
+        print(f"{what}: p50 {p50:.0f} ms{bars[0]}, p99 {p99:.0f} ms{bars[1]}", flush=True)
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
