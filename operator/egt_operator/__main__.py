@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 import kopf
 from aiohttp import web
+from kubernetes.aio.config import ConfigException
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import ValidationError
 
 from egt_operator.cluster import Cluster, connected
 from egt_operator.cluster_errors import NotServed, Refused
@@ -21,6 +21,7 @@ from egt_operator.handlers import Handlers, kopf_settings
 from egt_operator.lease import Lease
 from egt_operator.settings import Settings
 from egt_operator.telemetry import JsonLines, Telemetry
+from egt_pipeline.contract.errors import TaskError
 
 _LOG_READERS = 4  # a log of a node that does not answer takes ten seconds to be given up
 log = logging.getLogger("egt_operator")
@@ -100,9 +101,14 @@ class Operator:
         app.router.add_get("/healthz", self._health)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, port=self._settings.metrics_port)
-        await site.start()
-        log.info("serves /metrics and /healthz on port %s", self._settings.metrics_port)
+        port = self._settings.metrics_port
+        try:
+            await web.TCPSite(runner, port=port).start()
+        except OSError as error:
+            raise TaskError(
+                f"EGT_METRICS_PORT: {port} cannot be listened on: {error.strerror}; 0: any free one"
+            ) from None
+        log.info("serves /metrics and /healthz on port %s", runner.addresses[0][1])
         return runner
 
     async def _metrics(self, _: web.Request) -> web.Response:
@@ -125,18 +131,21 @@ async def main() -> None:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         settings = Settings.from_environment(os.environ)
-    except ValidationError as error:
-        sys.exit("\n".join(f"EGT_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()))
+        await _run(settings)
+    except (TaskError, NotServed) as error:
+        sys.exit(str(error))
+    except ConfigException as error:
+        sys.exit(f"no cluster: this is no pod of one, and KUBECONFIG or ~/.kube/config cannot be used: {error}")
+    except Refused as error:
+        sys.exit(f"this operator lacks a permission, or sends what the API server does not take: {error}")
+
+
+async def _run(settings: Settings) -> None:
     async with connected(settings.requests_per_second, settings.burst) as cluster:
         operator = Operator(settings, cluster)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, operator.stopped.set)
-        try:
-            await operator.run()
-        except NotServed as error:
-            sys.exit(str(error))
-        except Refused as error:
-            sys.exit(f"this operator lacks a permission, or sends what the API server does not take: {error}")
+        await operator.run()
 
 
 if __name__ == "__main__":

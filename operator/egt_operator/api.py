@@ -51,7 +51,7 @@ class StageBlock(Recipe):
     """What every stage has besides its recipe."""
 
     resources: Annotated[Resources, Placement] = Resources()
-    """What one pod of the stage asks for; may change until the stage starts."""
+    """What one pod of the stage asks for; may change while the stage waits."""
 
 
 class OptionalStage(StageBlock):

@@ -14,6 +14,10 @@ SIZE = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
 
 Attempts = Annotated[int, Field(ge=0, le=1000)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+LabelKey = Annotated[
+    str,
+    Field(max_length=317, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"),
+]
 ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
 
@@ -72,22 +76,32 @@ class StoreSpec(Recipe):
 class Toleration(Recipe):
     """A taint that pods of the run put up with; the fields are those of Kubernetes."""
 
-    key: str | None = Field(default=None, max_length=317)
+    key: LabelKey | None = None
     """Key of the taint; null with operator Exists matches every taint."""
     operator: Literal["Equal", "Exists"] = "Equal"
     """Equal compares the value, Exists does not."""
-    value: str | None = Field(default=None, max_length=63)
+    value: LabelValue | None = None
     """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint; null matches all."""
     toleration_seconds: int | None = Field(default=None, ge=0)
     """How long NoExecute is put up with; null: for ever."""
 
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        if self.key is None and self.operator != "Exists":
+            raise ValueError("key: is missing; only operator Exists does without one, and matches every taint")
+        if self.value is not None and self.operator == "Exists":
+            raise ValueError(f"value: {self.value!r} is not accepted; operator Exists takes none")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError(f"tolerationSeconds: {self.toleration_seconds} is not accepted; it needs effect NoExecute")
+        return self
+
 
 class NodeRequirement(Recipe):
     """What a label of a node must be; the fields are those of Kubernetes' node affinity."""
 
-    key: str = Field(min_length=1, max_length=317)
+    key: LabelKey
     """Key of the label, as in nvidia.com/gpu.product."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = "In"
     """In and NotIn compare with values, the others look at the key alone."""

@@ -146,7 +146,10 @@ def values_markdown() -> str:
     lines = [
         "# The chart egt-operator",
         "",
-        "`helm install egt charts/egt-operator --namespace egt-system --create-namespace`",
+        "```",
+        "helm install egt charts/egt-operator --namespace egt-system --create-namespace \\",
+        "  --set image.repository=REGISTRY/egt-operator --set pipelineImage.repository=REGISTRY/egt-pipeline",
+        "```",
         "",
         "| value | default | what it is for |",
         "|---|---|---|",

@@ -9,6 +9,7 @@ from egt_operator.cluster import Cluster, connected
 from egt_operator.cluster_errors import NotServed, Refused
 from egt_operator.lease import DURATION_SECONDS, RETRY_SECONDS
 from egt_operator.settings import Settings
+from egt_pipeline.contract.errors import TaskError
 
 
 async def check(cluster: Cluster, settings: Settings) -> str:
@@ -32,12 +33,12 @@ async def check(cluster: Cluster, settings: Settings) -> str:
 
 async def main() -> None:
     """Print what was found, or end with what is missing."""
-    settings = Settings.from_environment(os.environ)
-    async with connected(settings.requests_per_second, settings.burst) as cluster:
-        try:
+    try:
+        settings = Settings.from_environment(os.environ)
+        async with connected(settings.requests_per_second, settings.burst) as cluster:
             print(await check(cluster, settings))
-        except (NotServed, Refused, LookupError) as error:
-            sys.exit(str(error))
+    except (TaskError, NotServed, Refused, LookupError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

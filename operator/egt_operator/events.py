@@ -38,6 +38,7 @@ def happened(before: EGTRunStatus | None, after: EGTRunStatus) -> Iterator[Happe
     if before is not None and before.phase in TERMINAL and before.observed_generation != after.observed_generation:
         said = "this run has ended, and no change of it but that of ttl has an effect; delete it and apply it anew"
         yield Happened("Warning", "HasEnded", said, f"ended-{after.observed_generation}")
+    yield from _of_acceptance(before, after)
     if before is None or before.phase != after.phase:
         ended = next((c for c in after.conditions if c.type == after.phase), None)
         if after.phase == "Complete" and ended:
@@ -46,6 +47,18 @@ def happened(before: EGTRunStatus | None, after: EGTRunStatus) -> Iterator[Happe
             yield Happened("Warning", "Failed", ended.message, "failed")
         if after.phase == "Suspended" and ended:
             yield Happened("Normal", "Suspended", ended.message, f"suspended-{ended.last_transition_time}")
+
+
+def _of_acceptance(before: EGTRunStatus | None, after: EGTRunStatus) -> Iterator[Happened]:
+    """Why a run is not carried out as it is written: an unknown queue or node pool, a field of another version."""
+    was, now = (next((c for c in s.conditions if c.type == "Accepted"), None) if s else None for s in (before, after))
+    if (
+        now is None
+        or now.status == "True"
+        or (was is not None and (was.status, was.reason) == (now.status, now.reason))
+    ):
+        return
+    yield Happened("Warning", now.reason, now.message, f"{now.reason}-{now.last_transition_time}")
 
 
 def _of_stage(before: StageStatus | None, after: StageStatus) -> Iterator[Happened]:

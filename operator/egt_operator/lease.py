@@ -38,7 +38,11 @@ class Lease:
 
     async def acquire(self) -> None:
         """Returns once this process holds the lease."""
+        stands_by = False
         while not await self._try():
+            if not stands_by:
+                log.info("stands by for the lease %s/%s, as %s", self.namespace, self.name, self.identity)
+            stands_by = True
             await self.sleep(RETRY_SECONDS)
 
     async def hold(self) -> None:

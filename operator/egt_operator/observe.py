@@ -30,6 +30,7 @@ IMAGE = ("ErrImagePull", "ImagePullBackOff")
 UNMADE = "PodsRefused"
 """Reason of an attempt whose pods the cluster does not let be made, as by a quota."""
 _INVALID = " is invalid: "  # the API server's words for what no waiting cures
+_CORRECTED = "what is corrected in the manifest counts after suspend: true and false"
 _COUNTED = "replica(s) failed"  # training-operator's words for pods that failed or were deleted
 _TOLD = (StoppedError.exit_code, 137)  # of a pod that ended as it was asked to, or by force after its grace
 _BY_EXIT_CODE: Mapping[int, FailureClass] = {
@@ -142,7 +143,7 @@ def _waiting(pods: Sequence[Pod], expected: int, unmade: str) -> Seen:
     if len(pods) < expected and _INVALID in unmade:
         return Seen("Failed", cause=Cause("UserError", f"its pods cannot be made: {unmade}"))
     if len(pods) < expected and unmade:
-        return Seen("Pending", UNMADE, f"{len(pods)} of {expected} pods could be made: {unmade}")
+        return Seen("Pending", UNMADE, f"{len(pods)} of {expected} pods could be made: {unmade}; {_CORRECTED}")
     running = sum(pod.phase == "Running" for pod in pods)
     if len(pods) >= expected and running == sum(pod.alive for pod in pods) and running:
         return Seen("Running")

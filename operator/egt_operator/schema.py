@@ -147,6 +147,8 @@ class _Walk:
         for bound, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
             if bound in node:  # Kubernetes speaks OpenAPI 3.0: a limit, and a boolean that says it is outside
                 schema |= {limit: node[bound], bound: True}
+        if "description" in node:  # a line break would end a table, and `kubectl explain` sets lines itself
+            schema["description"] = " ".join(node["description"].split())
         if "const" in node:
             schema["enum"] = [node["const"]]
         match node.get("type"):

@@ -19,7 +19,8 @@ One `EGTRun` says a whole run. `examples/` holds manifests to start from. With t
 `# yaml-language-server: $schema=<path to egtrun.schema.json>` on top, an editor completes and checks a manifest.
 
 A field marked *fixed* is part of what the run is: it cannot change once the run exists in a cluster. Resources,
-workers, processes and pods of a stage can change until the stage starts. `null` and leaving a field out mean the same.
+workers, processes and pods of a stage can change while the stage waits: before it starts, between two attempts, and
+while the run is suspended. `null` and leaving a field out mean the same.
 """
 
 

@@ -53,6 +53,21 @@ RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
             "!self.offline || !has(self.address)", "address: is not accepted with offline: true, which sends nothing"
         ),
     ),
+    api_parts.NodeRequirement: (
+        _rule(
+            "(self.operator in ['In', 'NotIn']) == (self.values.size() > 0)",
+            "In and NotIn take at least one value, the other operators none",
+            ".values",
+        ),
+    ),
+    api_parts.Toleration: (
+        _rule("has(self.key) || self.operator == 'Exists'", "key: is missing; only operator Exists does without one"),
+        _rule("!has(self.value) || self.operator != 'Exists'", "value: is not accepted; operator Exists takes none"),
+        _rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds: is not accepted; it needs effect NoExecute",
+        ),
+    ),
     api_parts.StoreSpec: (
         _rule("self.uri.matches('^s3://[^/]')", "in a cluster the store is s3://bucket/prefix", ".uri"),
         _rule("!has(self.caFile)", "caFile: pods do not see files of your machine; use caSecret"),
@@ -190,6 +205,6 @@ def _until_started(name: StageName) -> Rule:
     return _rule(
         f"({same}) || !has(self.status) || !has(self.status.stages)"  # the cheapest first: every write pays for it
         f" || self.status.stages.all(stage, stage.name != '{name}' || stage.phase == 'Waiting')",
-        f"{', '.join(fields)} can change only until the stage starts",
+        f"{', '.join(fields)} can change only while the stage waits: set suspend to true, change them, set it to false",
         f".spec.{name}",
     )

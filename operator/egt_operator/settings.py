@@ -5,9 +5,11 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from egt_operator.api_parts import SIZE
+from egt_operator.manifest_file import say
+from egt_pipeline.contract.errors import TaskError
 
 _PREFIX = "EGT_"
 
@@ -68,12 +70,26 @@ class Settings(BaseModel):
     identity: str = Field(default_factory=lambda: os.environ.get("HOSTNAME", "egt-operator"))
     """Name of this replica in the lease: its pod."""
 
+    @field_validator("image_pull_secrets", "namespaces", mode="before")
+    @classmethod
+    def _is_a_list(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            found = json.loads(given)
+        except ValueError:
+            found = None
+        if not isinstance(found, list):
+            raise ValueError(f'{given!r} is not accepted; it is a list in JSON, as in ["team-a", "team-b"]')
+        return found
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
-        """The settings in ``environment``; lists are JSON. Raises ValidationError naming what is wrong."""
-        values: dict[str, Any] = {}
-        for name in cls.model_fields:
-            text = environment.get(_PREFIX + name.upper())
-            if text is not None:
-                values[name] = json.loads(text) if text.startswith("[") else text
-        return cls.model_validate(values)
+        """The settings in ``environment``; lists are JSON. Raises TaskError naming each variable that is wrong."""
+        names = {name: _PREFIX + name.upper() for name in cls.model_fields}
+        given = {name: environment[variable] for name, variable in names.items() if variable in environment}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            wrong = [{**found, "loc": (names[str(found["loc"][0])],)} for found in error.errors()]
+            raise TaskError("\n".join(say(found, cls) for found in wrong)) from None  # type: ignore[arg-type]

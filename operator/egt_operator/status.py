@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from egt_operator.api import EGTRun
 from egt_operator.api_status import MESSAGE_CHARACTERS, Condition, EGTRunStatus, StageStatus
 from egt_operator.known_run import KnownRun
+from egt_operator.manifest_file import say
 from egt_operator.plan import Phase
 from egt_pipeline.contract.errors import excerpt
 
@@ -66,10 +67,8 @@ def invalid(known: KnownRun, error: ValidationError, now: datetime) -> tuple[EGT
 
     Raises ValidationError when it cannot read the status either, which is then somebody else's memory.
     """
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
     before = known.status() or EGTRunStatus()
-    refusals = [("Invalid", f"{place}: {first['msg']}")]
+    refusals = [("Invalid", say(error.errors(include_url=False)[0], EGTRun))]
     verdict = Verdict("Pending", *refusals[0])
     found = _conditions(before.conditions, verdict, refusals, now=now, generation=known.generation)
     update = {"observed_generation": known.generation, "phase": "Pending", "conditions": found}

@@ -176,10 +176,20 @@ def test_deleting_a_run_leaves_nothing(cluster: Cluster, operator: RunningOperat
 
 
 def test_the_api_server_refuses_what_the_types_refuse(cluster: Cluster) -> None:
-    body = egtrun(store={"uri": "s3://bucket/odd"})
-    body["spec"]["rl"] |= {"batchSize": 7, "microBatchSize": 2}
-    with pytest.raises(RuntimeError, match=r"spec\.rl\.batchSize"):
-        cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(body))
+    for block, change, path in (
+        ("rl", {"batchSize": 7, "microBatchSize": 2}, r"spec\.rl\.batchSize"),
+        ("sft", {"adamBetas": [0.9, 1.0]}, r"spec\.sft\.adamBetas\[1\]"),
+        ("scheduling", {"nodeAffinity": [{"key": "a"}]}, r"spec\.scheduling\.nodeAffinity\[0\]\.values"),
+        (
+            "scheduling",
+            {"tolerations": [{"effect": "NoExecute"}]},
+            r"spec\.scheduling\.tolerations\[0\].*key: is missing",
+        ),
+    ):
+        body = egtrun(store={"uri": "s3://bucket/odd"})
+        body["spec"][block] |= change
+        with pytest.raises(RuntimeError, match=path):
+            cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(body))
 
 
 def test_recipes_cannot_change_and_placement_can(cluster: Cluster, operator: RunningOperator) -> None:
@@ -188,7 +198,7 @@ def test_recipes_cannot_change_and_placement_can(cluster: Cluster, operator: Run
     patch = ["patch", "egt", "frozen", "-n", "team", "--type=merge", "-p"]
     with pytest.raises(RuntimeError, match="cannot change"):
         cluster.kubectl(*patch, '{"spec": {"sft": {"learningRate": 0.5}}}')
-    with pytest.raises(RuntimeError, match=r"spec\.prepare: Invalid value: .*can change only until the stage starts"):
+    with pytest.raises(RuntimeError, match=r"spec\.prepare: Invalid value: .*can change only while the stage waits"):
         cluster.kubectl(*patch, '{"spec": {"prepare": {"resources": {"cpu": 3}}}}')
     cluster.kubectl(*patch, '{"spec": {"ttl": {"completeSeconds": 1}}}')
     wait_for(

@@ -85,6 +85,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "endpoint: given exactly when kind is 'endpoint'": {"rl__judge": {"kind": "endpoint"}},
     "a hf:// model needs the commit": {"model__source": "hf://org/model"},
     "a hf:// dataset needs the commit": {"data__sft__source": "hf://org/data"},
+    "key: is missing; only operator Exists": {"scheduling__tolerations": [{"operator": "Equal"}]},
+    "value: 'b' is not accepted": {"scheduling__tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]},
+    "tolerationSeconds: 3 is not accepted": {"scheduling__tolerations": [{"key": "a", "tolerationSeconds": 3}]},
+    "adamBetas.1\n  Input should be less than 1": {"sft__adamBetas": [0.9, 98]},
     "uri: 'gs://bucket' is neither": {"store__uri": "gs://bucket"},
     "names a host": {"store__uri": "file://runs/digits"},
 }

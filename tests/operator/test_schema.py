@@ -207,7 +207,7 @@ def test_limits_are_written_as_kubernetes_writes_them() -> None:
     sft = run_schema()["properties"]["spec"]["properties"]["sft"]["properties"]
     assert (sft["learningRate"]["minimum"], sft["learningRate"]["exclusiveMinimum"]) == (0, True)
     assert (sft["adamBetas"]["minItems"], sft["adamBetas"]["maxItems"]) == (2, 2)
-    assert sft["adamBetas"]["items"] == {"type": "number"}
+    assert sft["adamBetas"]["items"] == {"type": "number", "minimum": 0, "maximum": 1, "exclusiveMaximum": True}
     assert sft["maxSteps"] == {"type": "integer", "minimum": 1, "description": "Optimiser steps in all."} | {
         RULES: sft["maxSteps"][RULES]
     }

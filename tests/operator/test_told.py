@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from build_egtrun import KEY, cluster_with, drive, egtrun, failing, operator_of, running, stage_of, status_of
 from egt_operator.cluster_errors import Refused
-from egt_operator.telemetry import JsonLines
+from egt_operator.telemetry import JsonLines, Telemetry
 from fake_cluster import Body, FakeCluster
 from fake_stages import Ending
 
@@ -105,6 +106,12 @@ def test_the_looks_of_a_resync_are_spread_so_that_news_does_not_wait_for_them() 
         return len(controller.queue)
 
     assert asyncio.run(resync()) == 1
+
+
+def test_every_metric_is_told_of_where_a_platform_engineer_reads() -> None:
+    page = (Path(__file__).parents[2] / "operator" / "README.md").read_text()
+    made = {metric.name for metric in Telemetry().registry.collect()}
+    assert {name for name in made if f"`{name}" not in page} == set()
 
 
 def test_an_api_server_that_has_just_started_is_waited_for() -> None:

@@ -84,7 +84,7 @@ def test_pods_that_may_not_be_made_are_told_and_come_when_they_may() -> None:
     cluster.unmade = QUOTA
     drive(cluster, until=lambda c: QUOTA in str(status_of(c)))
     assert stage_of(cluster, "prepare")["reason"] == "PodsRefused"
-    assert stage_of(cluster, "prepare")["message"] == f"0 of 1 pods could be made: {QUOTA}"
+    assert stage_of(cluster, "prepare")["message"].startswith(f"0 of 1 pods could be made: {QUOTA}; ")
     cluster.unmade = ""
     drive(cluster)
     assert status_of(cluster)["phase"] == "Complete"
@@ -127,6 +127,7 @@ def test_a_suspended_run_whose_queue_is_missing_is_suspended() -> None:
     drive(cluster, until=lambda c: status_of(c).get("phase") == "Suspended")
     accepted = next(c for c in status_of(cluster)["conditions"] if c["type"] == "Accepted")
     assert (accepted["status"], accepted["reason"]) == ("False", "QueueMissing")
+    assert [e["type"] for e in cluster.events.values() if e["reason"] == "QueueMissing"] == ["Warning"]
 
 
 def test_a_verdict_holds_for_the_spec_of_an_ended_run_that_was_changed_and_an_event_says_so() -> None:

@@ -13,6 +13,8 @@ from egt_pipeline.contract.base import Endpoint, Placement, PromptId, Recipe, Se
 from egt_pipeline.contract.data import Data, ModelSource
 from egt_pipeline.contract.training import TrainingRecipe
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class PrepareOptions(Recipe):
     """How the data are checked before anything expensive starts."""
@@ -70,8 +72,8 @@ class SFTRecipe(TrainingRecipe):
     """Steps over which the learning rate rises from 0."""
     min_learning_rate_share: float = Field(default=0.0, ge=0, le=1)
     """The cosine falls to this share of the peak."""
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW."""
+    adam_betas: tuple[_Decay, _Decay] = (0.9, 0.95)
+    """Decay rates of AdamW: at least 0, below 1."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
