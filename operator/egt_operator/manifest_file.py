@@ -19,6 +19,12 @@ MAX_BYTES = 2**17  # a manifest has a few KiB; the densest YAML of this size tak
 MAX_DEPTH = 32  # EGTRun is 6 deep; the loader recurses, and Python's stack ends long before a hostile file does
 _SHOWN = 80  # characters of a value that a message repeats
 _LISTED = 20  # errors: what a terminal shows without scrolling
+_COMMANDS = {"EGTRun": "egt plan", "EGTSweep": "egt sweep plan"}  # what begins with a file of each kind
+# What the API server adds to metadata: what `kubectl get -o yaml` prints is a manifest. No sweep is in a cluster.
+_OF_THE_SERVER = {
+    "creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "finalizers", "generation",
+    "managedFields", "ownerReferences", "resourceVersion", "selfLink", "uid",
+}  # fmt: skip
 
 Location = Sequence[int | str]
 Kind = TypeVar("Kind", bound=Recipe)
@@ -74,6 +80,9 @@ def load(path: Path, kind: type[Kind]) -> Kind:
         raise TaskError(f"{path}: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict) or not isinstance(node, MappingNode):
         raise TaskError(f"{path}: holds no {kind.__name__}; its file starts with apiVersion, kind and metadata")
+    _check_kind(path, data.get("kind"), kind)
+    if kind is EGTRun and isinstance(metadata := data.get("metadata"), dict):
+        data["metadata"] = {name: value for name, value in metadata.items() if name not in _OF_THE_SERVER}
     try:
         return kind.model_validate(_without_nulls(data, kind), by_alias=True, by_name=False)
     except ValidationError as error:
@@ -81,6 +90,12 @@ def load(path: Path, kind: type[Kind]) -> Kind:
         lines = [f"{path}:{_line(node, details['loc'])}: {say(details, kind)}" for details in wrong[:_LISTED]]
         rest = [f"{path}: and {len(wrong) - _LISTED} more"] if len(wrong) > _LISTED else []
         raise TaskError("\n".join(lines + rest)) from None
+
+
+def _check_kind(path: Path, found: Any, kind: type[BaseModel]) -> None:
+    """Raises TaskError at a file of our other kind: whatever else is said of its fields would mislead."""
+    if isinstance(found, str) and found in _COMMANDS and found != kind.__name__:
+        raise TaskError(f"{path}: kind: {found!r} is not an {kind.__name__}; use: {_COMMANDS[found]} {path}")
 
 
 def _without_nulls(value: Any, model: type[BaseModel]) -> Any:
