@@ -14,10 +14,10 @@ from egt_operator.api import EGTRun
 from egt_operator.schema_rules import inner_models
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.words import in_words
 
 MAX_BYTES = 2**17  # a manifest has a few KiB; the densest YAML of this size takes the parser two seconds
 MAX_DEPTH = 32  # EGTRun is 6 deep; the loader recurses, and Python's stack ends long before a hostile file does
-_SHOWN = 80  # characters of a value that a message repeats
 _LISTED = 20  # errors: what a terminal shows without scrolling
 _COMMANDS = {"EGTRun": "egt plan", "EGTSweep": "egt sweep plan"}  # what begins with a file of each kind
 # What the API server adds to metadata: what `kubectl get -o yaml` prints is a manifest. No sweep is in a cluster.
@@ -140,39 +140,14 @@ def _line(node: Node, location: Location) -> int:
 
 
 def say(details: ErrorDetails, kind: type[BaseModel]) -> str:
-    """One error about an object of a kind, for people: the field, the value seen, and what would be accepted."""
-    location, value = details["loc"], _shown(details["input"])
-    path = _path(location)
-    context = details.get("ctx", {})
+    """One error about an object of a kind, in one line; with what the kind knows of the field or of its neighbours."""
+    said = in_words(details)
     match details["type"]:
         case "missing":
-            return f"{path}: is missing{_purpose(location, kind)}"
+            return f"{said}{_purpose(details['loc'], kind)}"
         case "extra_forbidden":
-            return f"{path}: is no field here; {_nearest(location, kind)}"
-        case "literal_error" | "enum":
-            return f"{path}: {value} is not accepted; it must be {context['expected']}"
-        case "value_error":
-            return _own_words(path, str(context["error"]))
-    return f"{path}: {value} is not accepted; it should {details['msg'].partition(' should ')[2] or details['msg']}"
-
-
-def _own_words(path: str, message: str) -> str:
-    """Our validators start with the field they mean, seen from the object they stand in, or from spec."""
-    field, colon, _ = message.partition(": ")
-    if not path or field.startswith("spec."):
-        return message
-    if not colon or " " in field:
-        return f"{path}: {message}"
-    return f"{path.removesuffix('.' + field.split('.')[0])}.{message}"
-
-
-def _path(location: Location) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}.."
+            return f"{said}; {_nearest(details['loc'], kind)}"
+    return said
 
 
 def _nearest(location: Location, kind: type[BaseModel]) -> str:
