@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer._click.exceptions import UsageError  # typer hands on only a part of what it raises
 
 from egt_operator.cli_parts import CHANGES_EXIT, PROBLEMS_EXIT, OutputOption, StoreOption, is_json, open_local
 from egt_operator.estimate import estimate, prepared_metrics
@@ -78,9 +79,9 @@ def local_run(file: ManifestFile, store: StoreOption = None, output: OutputOptio
 def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOption = "text") -> None:
     """Say per stage what a run would do now, why, and what it takes.
 
-    Exit code 0: nothing would run; 2: something would; 64: the manifest or its store cannot be
-    read, or what would run does not fit its GPUs; 65: an artifact is damaged; 69: the store
-    does not answer. What a run needs is said in any case.
+    Exit code 0: nothing would run; 2: something would; 64: the command, the manifest or its store
+    cannot be read, a source does not exist, or what would run does not fit its GPUs; 65: an
+    artifact is damaged; 69: the store does not answer. What a run needs is said in any case.
     """
     wants_json, run = is_json(output), load_run(file)
     trouble: EgtError | None = None
@@ -96,14 +97,15 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
     needs = needs if trouble else needs.only(to_run)
     refused = refusals(run.spec, needs)
     print_plan(lines, needs, refused, as_json=wants_json)
-    if StageName.PREPARE in to_run:
-        for missing in missing_sources(run.recipes[StageName.PREPARE]):  # type: ignore[arg-type]
-            print(f"prepare will fail: {missing}", file=sys.stderr)
+    recipe = run.recipes[StageName.PREPARE]
+    missing = list(missing_sources(recipe)) if StageName.PREPARE in to_run else []  # type: ignore[arg-type]
+    for line in missing:
+        print(f"prepare will fail: {line}", file=sys.stderr)
     check_fits(refused)
     if trouble is not None:
         raise trouble
     if to_run:
-        raise typer.Exit(CHANGES_EXIT)
+        raise typer.Exit(TaskError.exit_code if missing else CHANGES_EXIT)
 
 
 @typer_app.command("verify")
@@ -206,6 +208,7 @@ def _links(local: LocalRun) -> dict[StageName, Link]:
 
 def app() -> Any:
     """The entry point: errors meant for people go to standard error, with the exit code of their kind."""
+    UsageError.exit_code = TaskError.exit_code  # its own, 2, is what `egt plan` ends with when something would run
     try:
         return typer_app()
     except EgtError as error:

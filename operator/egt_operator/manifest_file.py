@@ -14,11 +14,17 @@ from egt_operator.api import EGTRun
 from egt_operator.schema_rules import inner_models
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.words import in_words
 
 MAX_BYTES = 2**17  # a manifest has a few KiB; the densest YAML of this size takes the parser two seconds
 MAX_DEPTH = 32  # EGTRun is 6 deep; the loader recurses, and Python's stack ends long before a hostile file does
-_SHOWN = 80  # characters of a value that a message repeats
 _LISTED = 20  # errors: what a terminal shows without scrolling
+_COMMANDS = {"EGTRun": "egt plan", "EGTSweep": "egt sweep plan"}  # what begins with a file of each kind
+# What the API server adds to metadata: what `kubectl get -o yaml` prints is a manifest. No sweep is in a cluster.
+_OF_THE_SERVER = {
+    "creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "finalizers", "generation",
+    "managedFields", "ownerReferences", "resourceVersion", "selfLink", "uid",
+}  # fmt: skip
 
 Location = Sequence[int | str]
 Kind = TypeVar("Kind", bound=Recipe)
@@ -74,6 +80,9 @@ def load(path: Path, kind: type[Kind]) -> Kind:
         raise TaskError(f"{path}: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict) or not isinstance(node, MappingNode):
         raise TaskError(f"{path}: holds no {kind.__name__}; its file starts with apiVersion, kind and metadata")
+    _check_kind(path, data.get("kind"), kind)
+    if kind is EGTRun and isinstance(metadata := data.get("metadata"), dict):
+        data["metadata"] = {name: value for name, value in metadata.items() if name not in _OF_THE_SERVER}
     try:
         return kind.model_validate(_without_nulls(data, kind), by_alias=True, by_name=False)
     except ValidationError as error:
@@ -81,6 +90,12 @@ def load(path: Path, kind: type[Kind]) -> Kind:
         lines = [f"{path}:{_line(node, details['loc'])}: {say(details, kind)}" for details in wrong[:_LISTED]]
         rest = [f"{path}: and {len(wrong) - _LISTED} more"] if len(wrong) > _LISTED else []
         raise TaskError("\n".join(lines + rest)) from None
+
+
+def _check_kind(path: Path, found: Any, kind: type[BaseModel]) -> None:
+    """Raises TaskError at a file of our other kind: whatever else is said of its fields would mislead."""
+    if isinstance(found, str) and found in _COMMANDS and found != kind.__name__:
+        raise TaskError(f"{path}: kind: {found!r} is not an {kind.__name__}; use: {_COMMANDS[found]} {path}")
 
 
 def _without_nulls(value: Any, model: type[BaseModel]) -> Any:
@@ -125,39 +140,14 @@ def _line(node: Node, location: Location) -> int:
 
 
 def say(details: ErrorDetails, kind: type[BaseModel]) -> str:
-    """One error about an object of a kind, for people: the field, the value seen, and what would be accepted."""
-    location, value = details["loc"], _shown(details["input"])
-    path = _path(location)
-    context = details.get("ctx", {})
+    """One error about an object of a kind, in one line; with what the kind knows of the field or of its neighbours."""
+    said = in_words(details)
     match details["type"]:
         case "missing":
-            return f"{path}: is missing{_purpose(location, kind)}"
+            return f"{said}{_purpose(details['loc'], kind)}"
         case "extra_forbidden":
-            return f"{path}: is no field here; {_nearest(location, kind)}"
-        case "literal_error" | "enum":
-            return f"{path}: {value} is not accepted; it must be {context['expected']}"
-        case "value_error":
-            return _own_words(path, str(context["error"]))
-    return f"{path}: {value} is not accepted; it should {details['msg'].partition(' should ')[2] or details['msg']}"
-
-
-def _own_words(path: str, message: str) -> str:
-    """Our validators start with the field they mean, seen from the object they stand in, or from spec."""
-    field, colon, _ = message.partition(": ")
-    if not path or field.startswith("spec."):
-        return message
-    if not colon or " " in field:
-        return f"{path}: {message}"
-    return f"{path.removesuffix('.' + field.split('.')[0])}.{message}"
-
-
-def _path(location: Location) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}.."
+            return f"{said}; {_nearest(details['loc'], kind)}"
+    return said
 
 
 def _nearest(location: Location, kind: type[BaseModel]) -> str:

@@ -37,7 +37,12 @@ SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="An EGTSweep (YA
 
 @sweep_app.command("plan")
 def plan(file: SweepFile, store: StoreOption = None, output: OutputOption = "text") -> None:
-    """Say which stages would run now, shared ones once. Exit code 0: nothing would run; 2: something would."""
+    """Say which stages would run now, shared ones once.
+
+    Exit code 0: nothing would run; 2: something would; 64: the command, the sweep, its base or its
+    store cannot be read, or a source does not exist; 65: an artifact is damaged; 69: the store
+    does not answer.
+    """
     wants_json = is_json(output)
     _, runs = read_sweep(file)
     chains = [member.local.chain() for member in open_members(runs, store)]
@@ -49,15 +54,20 @@ def plan(file: SweepFile, store: StoreOption = None, output: OutputOption = "tex
         print(json.dumps({"stages": [{**vars(count), "to_run": count.to_run} for count in counts], "runs": lines}))
     else:
         _print_plan(counts, lines)
-    for missing in dict.fromkeys(_missing(runs)) if counts[0].to_run else ():
-        print(f"prepare will fail: {missing}", file=sys.stderr)
+    missing = dict.fromkeys(_missing(runs, tasks, published))
+    for line in missing:
+        print(f"prepare will fail: {line}", file=sys.stderr)
     if any(count.to_run for count in counts):
-        raise typer.Exit(CHANGES_EXIT)
+        raise typer.Exit(TaskError.exit_code if missing else CHANGES_EXIT)
 
 
-def _missing(runs: Sequence[SweepRun]) -> Iterator[str]:
-    for entry in runs:
-        yield from missing_sources(entry.run.recipes[StageName.PREPARE])  # type: ignore[arg-type]
+def _missing(
+    runs: Sequence[SweepRun], tasks: Sequence[Mapping[StageName, Task]], published: set[Task]
+) -> Iterator[str]:
+    """Sources that do not exist, of the runs whose data are not prepared yet."""
+    for entry, needed in zip(runs, tasks, strict=True):
+        if needed[StageName.PREPARE] not in published:
+            yield from missing_sources(entry.run.recipes[StageName.PREPARE])  # type: ignore[arg-type]
 
 
 def _first_uses(

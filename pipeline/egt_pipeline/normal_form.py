@@ -65,7 +65,7 @@ class Normaliser:
         missing = [getattr(columns, name) for name in _REQUIRED if getattr(columns, name) not in raw]
         if missing and number == 0:
             raise TaskError(
-                f"data source {self._source.source}: no column {', '.join(missing)}; it has {', '.join(sorted(raw))}. "
+                f"source: {self._source.source}: no column {', '.join(missing)}; it has {', '.join(sorted(raw))}. "
                 f"Name the right ones in its `columns`"
             )
         if missing:

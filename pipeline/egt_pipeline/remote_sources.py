@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from egt_pipeline.contract.data import DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.fingerprint import PICTURES, fingerprint
+from egt_pipeline.contract.fingerprint import PICTURES, fingerprint, sources
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import StoreRef, content_digest
 from egt_pipeline.store import safe_path
@@ -22,36 +22,39 @@ Object = tuple[str, int, str]  # key, size in bytes, ETag
 
 def source_fingerprint(recipe: PrepareRecipe, ref: StoreRef) -> str:
     """As ``contract.fingerprint``, with the objects of sources on S3 in it."""
-    remote = [source.source for source in _sources(recipe) if source.source.startswith(_SCHEME)]
+    remote = _remote(recipe)
     if not remote:
         return fingerprint(recipe)
     client = _client(ref)
-    return content_digest([fingerprint(recipe), [[place, sorted(_objects(client, place))] for place in remote]])
+    return content_digest(
+        [fingerprint(recipe), [[place, sorted(_objects(client, place, field))] for field, place in remote.items()]]
+    )
 
 
 def bring(recipe: PrepareRecipe, ref: StoreRef, folder: Path) -> PrepareRecipe:
     """The recipe with local copies below ``folder`` for sources on S3. Raises TaskError at an empty one."""
-    if not any(source.source.startswith(_SCHEME) for source in _sources(recipe)):
+    if not _remote(recipe):
         return recipe
     client = _client(ref)
     data = recipe.data.model_copy(
         update={
-            "sft": _bring_table(client, recipe.data.sft, folder / "sft"),
-            "rl": _bring_table(client, recipe.data.rl, folder / "rl"),
+            "sft": _bring_table(client, recipe.data.sft, "data.sft", folder / "sft"),
+            "rl": _bring_table(client, recipe.data.rl, "data.rl", folder / "rl"),
             "evaluate": tuple(
-                _bring_table(client, one, folder / f"evaluate-{one.name}") for one in recipe.data.evaluate
+                _bring_table(client, one, f"data.evaluate[{number}]", folder / f"evaluate-{one.name}")
+                for number, one in enumerate(recipe.data.evaluate)
             ),
         }
     )
     model = recipe.model
     if model.source.startswith(_SCHEME):
-        _download(client, model.source, folder / "model")
+        _download(client, model.source, "model.source", folder / "model")
         model = ModelSource(source=str(folder / "model"))
     return recipe.model_copy(update={"data": data, "model": model})
 
 
-def _sources(recipe: PrepareRecipe) -> list[DataSource | ModelSource]:
-    return [recipe.model, recipe.data.sft, recipe.data.rl, *recipe.data.evaluate]
+def _remote(recipe: PrepareRecipe) -> dict[str, str]:
+    return {field: place for field, place in sources(recipe).items() if place.startswith(_SCHEME)}
 
 
 def _client(ref: StoreRef) -> Any:
@@ -60,25 +63,25 @@ def _client(ref: StoreRef) -> Any:
     return connect(ref)
 
 
-def _bring_table(client: Any, source: DataSource, folder: Path) -> DataSource:
+def _bring_table(client: Any, source: DataSource, field: str, folder: Path) -> DataSource:
     if not source.source.startswith(_SCHEME):
         return source
-    _download(client, source.source, folder)
+    _download(client, source.source, f"{field}.source", folder)
     return source.model_copy(update={"source": str(folder / source.source.rpartition("/")[2])})
 
 
-def _download(client: Any, place: str, folder: Path) -> None:
+def _download(client: Any, place: str, field: str, folder: Path) -> None:
     from egt_pipeline.s3_requests import translated
 
     bucket, base = _place(place)
-    for key, _, _ in _objects(client, place):
+    for key, _, _ in _objects(client, place, field):
         target = folder / safe_path(key.removeprefix(base))
         target.parent.mkdir(parents=True, exist_ok=True)
         with translated(f"{_SCHEME}{bucket}/{key}"):
             client.download_file(bucket, key, str(target))
 
 
-def _objects(client: Any, place: str) -> Iterator[Object]:
+def _objects(client: Any, place: str, field: str) -> Iterator[Object]:
     """The table and the pictures in its folder, or every file of a model. Raises TaskError when there is nothing."""
     from egt_pipeline.s3_requests import translated
 
@@ -94,7 +97,7 @@ def _objects(client: Any, place: str) -> Iterator[Object]:
                     found = found or whole or key == base + name
                     yield key, entry["Size"], entry["ETag"]
     if not found:
-        raise TaskError(f"source: {place} does not exist, or holds nothing")
+        raise TaskError(f"{field}: {place} does not exist, or holds nothing")
 
 
 def _is_table(place: str) -> bool:

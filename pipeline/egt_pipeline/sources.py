@@ -28,7 +28,10 @@ def source_format(source: DataSource) -> str:
 
 
 def rows_of(source: DataSource) -> Iterator[Row]:
-    """The rows of a source as they come, at most ``max_rows``. Raises TaskError when it cannot be read."""
+    """The rows of a source as they come, at most ``max_rows``.
+
+    Raises TaskError, beginning with the field of the source, when it cannot be read.
+    """
     kind = source_format(source)
     readers = {"jsonl": _jsonl_rows, "parquet": _parquet_rows, "hub": _hub_rows}
     for number, row in enumerate(readers[kind](source)):
@@ -44,7 +47,7 @@ def local_path(place: str) -> Path:
 
 def _existing(place: str) -> Path:
     path = local_path(place)
-    if "://" in str(path):
+    if "://" in place.removeprefix("file://"):  # not of the path: it has one slash where the place has two
         raise TaskError(f"source: {place!r} is neither a path, file://, s3:// nor hf://")
     if not path.is_file():
         raise TaskError(f"source: {path} does not exist, or is no file (relative paths start at {Path.cwd()})")

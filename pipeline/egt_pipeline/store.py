@@ -18,10 +18,13 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from egt_pipeline.context import Work
 from egt_pipeline.contract.errors import ArtifactError, DiskFullError, TaskError
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import FileEntry, Manifest, StoreRef
+from egt_pipeline.contract.words import in_words
 
 MANIFEST = "manifest.json"
 _FULL_BYTES = 2**20  # what is left of a full disk once the file that did not fit is closed
@@ -123,8 +126,10 @@ def parse_manifest(text: bytes, where: str, stage: StageName, digest: str) -> Ma
     """
     try:
         manifest = Manifest.model_validate_json(text)
-    except ValueError as error:
-        raise ArtifactError(f"{where}: not a manifest: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        wrong = error.errors()
+        rest = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ArtifactError(f"{where}: not a manifest: {in_words(wrong[0])}{rest}") from None
     if (manifest.stage, manifest.digest) != (stage, digest):
         raise ArtifactError(f"{where}: is the manifest of {manifest.stage}/{manifest.digest}")
     for entry in manifest.files:

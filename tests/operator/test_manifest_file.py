@@ -1,13 +1,15 @@
 """Reading a manifest: every mistake is answered with the file, the line, the field and what would be accepted."""
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
 from build_manifest import manifest
-from egt_operator.api import RLStage, SFTStage
+from build_sweep import sweep
+from egt_operator.api import EGTRun, RLStage, SFTStage
 from egt_operator.manifest_file import MAX_BYTES, load_run
 from egt_pipeline.contract.errors import TaskError
 
@@ -117,6 +119,31 @@ def test_a_flood_of_mistakes_is_cut(file: Path) -> None:
 )
 def test_what_is_no_manifest_is_refused_with_a_reason(file: Path, text: str | bytes, said: str) -> None:
     assert refusal(file, text).startswith(f"{file}{said}")
+
+
+def test_a_sweep_where_a_run_is_expected_is_told_in_one_line_with_its_command(file: Path) -> None:
+    said = refusal(file, yaml.safe_dump(sweep()))
+    assert said == f"{file}: kind: 'EGTSweep' is not an EGTRun; use: egt sweep plan {file}"
+
+
+def test_what_the_api_server_adds_to_metadata_is_accepted_and_ignored(file: Path) -> None:
+    document = manifest()
+    plain = EGTRun.model_validate(document)
+    document["metadata"] |= {
+        "creationTimestamp": datetime(2026, 1, 1, tzinfo=UTC), "deletionGracePeriodSeconds": 0, "finalizers": ["a/b"],
+        "deletionTimestamp": "2026-01-02T00:00:00Z", "generation": 1, "resourceVersion": "7", "selfLink": "/apis",
+        "uid": "6f0c", "managedFields": [{"manager": "kubectl", "fieldsV1": {"f:spec": {".": {}}}}],
+        "ownerReferences": [{"kind": "Sweep", "uid": "1"}],
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(document))
+    assert load_run(file) == plain
+
+
+def test_a_misspelt_field_of_metadata_is_refused_beside_those_of_the_api_server(file: Path) -> None:
+    document = manifest()
+    document["metadata"] |= {"uid": "6f0c", "generations": 1, "label": {}}
+    lines = refusal(file, yaml.safe_dump(document)).splitlines()
+    assert sorted(line.split(": ")[1] for line in lines) == ["metadata.generations", "metadata.label"]
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_parsed(file: Path) -> None:

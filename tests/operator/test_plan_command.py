@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from build_manifest import manifest
@@ -17,11 +18,32 @@ OFFLINE = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere", "COLUMNS": "
 
 
 def plan(folder: Path, *arguments: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+    """``egt plan`` on the smallest manifest, whose sources exist unless they are changed."""
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(manifest(model__source=str(random_model()), **changes)))
+    for name in ("sft", "rl", "heldout"):
+        (folder / f"{name}.jsonl").touch()
+    return egt(folder, "plan", str(path), *arguments)
+
+
+def egt(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | OFFLINE
-    command = [EGT, "plan", str(path), *arguments]
+    command = [EGT, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["plan"], ["plan", "run.yaml", "-o", "yaml"], ["sweep", "plan", "a", "--x"]])
+def test_a_command_that_is_not_understood_is_a_user_error_and_no_plan(tmp_path: Path, arguments: list[str]) -> None:
+    done = egt(tmp_path, *arguments)
+    assert done.returncode == 64
+    assert "Usage: egt" in done.stderr
+
+
+def test_a_source_that_does_not_exist_is_a_user_error_after_the_tables(tmp_path: Path) -> None:
+    done = plan(tmp_path, data__rl__source="absent.jsonl")
+    assert done.returncode == 64
+    assert "GiB a process at the peak" in done.stdout
+    assert "prepare will fail: spec.data.rl.source: absent.jsonl does not exist" in done.stderr
 
 
 def test_what_does_not_fit_is_refused_as_a_user_error_after_the_tables(tmp_path: Path) -> None:

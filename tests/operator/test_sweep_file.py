@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from build_manifest import manifest
 from build_sweep import sweep, write_sweep
@@ -53,7 +54,9 @@ def test_a_field_that_no_run_accepts_is_said_once_with_where_it_stands(
         ({"tables": [{"name": "T", "rows": {"a": "low"}}] * 2}, "tables[1].name: 'T' is the name of an earlier table"),
         ({"tables": [{"name": "T", "x": "%", "rows": {"a": "low"}}]}, "tables[0].rows: 'a' is no number"),
         ({"columns": {"loss": "loss"}}, "columns.loss: 'loss' is not accepted"),
-        ({"kind": "EGTRun"}, "kind: 'EGTRun' is not accepted; it must be 'EGTSweep'"),
+        ({"kind": "EGTRun"}, "kind: 'EGTRun' is not an EGTSweep; use: egt plan "),
+        ({"kind": "EGTSwep"}, "kind: 'EGTSwep' is not accepted; it must be 'EGTSweep'"),
+        ({"metadata": {"name": "grid", "uid": "1"}}, "metadata.uid: is no field here; known are name"),
     ],
 )
 def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -61,6 +64,14 @@ def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path: Path, changes: d
     with pytest.raises(TaskError) as caught:
         read_sweep(path)
     assert str(caught.value).partition(": ")[2].startswith(said), caught.value
+
+
+def test_a_run_where_a_sweep_is_expected_is_told_in_one_line_with_its_command(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(manifest()))
+    with pytest.raises(TaskError) as caught:
+        read_sweep(path)
+    assert str(caught.value) == f"{path}: kind: 'EGTRun' is not an EGTSweep; use: egt plan {path}"
 
 
 def test_the_points_of_a_curve_may_be_written_as_numbers() -> None:

@@ -132,20 +132,9 @@ def test_too_many_bad_rows_stop_the_run_and_name_some(tmp_path: Path) -> None:
         prepared(tmp_path, recipe_of(tmp_path, source, maxBadShare=0.1))
 
 
-def test_a_wrong_column_name_is_said_with_those_that_exist(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, write_source(tmp_path / "rl", [*ROWS]), rl={"columns": {"answer_1": "chosen"}})
-    with pytest.raises(TaskError, match=r"no column chosen; it has answer_1, answer_2"):
-        prepared(tmp_path, recipe)
-
-
 def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"data\.rl: the source has no rows"):
         prepared(tmp_path, recipe_of(tmp_path, write_source(tmp_path / "rl", [])))
-
-
-def test_a_missing_source_is_refused_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"none\.jsonl does not exist"):
-        prepared(tmp_path, recipe_of(tmp_path, tmp_path / "none.jsonl"))
 
 
 def test_half_of_the_rows_are_shown_exchanged_label_and_answers_together(tmp_path: Path) -> None:

@@ -83,5 +83,5 @@ def test_unchanged_objects_are_not_read_again_and_changed_ones_are(server: S3Ser
 
 def test_a_source_that_is_not_there_is_named(server: S3Server, tmp_path: Path) -> None:
     store = StoreRef(uri=f"s3://{BUCKET}/store-none", endpoint=server.endpoint)
-    with pytest.raises(TaskError, match=rf"s3://{BUCKET}/nosuch/.* does not exist"):
+    with pytest.raises(TaskError, match=rf"^model\.source: s3://{BUCKET}/nosuch/.* does not exist"):
         prepare(recipe_of(f"s3://{BUCKET}/nosuch"), store, tmp_path)

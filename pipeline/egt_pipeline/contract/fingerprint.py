@@ -35,11 +35,15 @@ def missing_sources(recipe: PrepareRecipe) -> Iterator[str]:
 
 def local_sources(recipe: PrepareRecipe) -> Iterator[tuple[str, str]]:
     """Field and path of each source that lies on this machine."""
+    for field, place in sources(recipe).items():
+        yield from ((field, path) for path in _local(place))
+
+
+def sources(recipe: PrepareRecipe) -> dict[str, str]:
+    """Where each source lies, by its field."""
     data = recipe.data
     named = {"model.source": recipe.model.source, "data.sft.source": data.sft.source, "data.rl.source": data.rl.source}
-    named |= {f"data.evaluate[{number}].source": one.source for number, one in enumerate(data.evaluate)}
-    for field, place in named.items():
-        yield from ((field, path) for path in _local(place))
+    return named | {f"data.evaluate[{number}].source": one.source for number, one in enumerate(data.evaluate)}
 
 
 def _local(*places: str) -> list[str]:

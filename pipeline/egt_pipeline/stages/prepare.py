@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ def run(recipe: PrepareRecipe, inputs: Mapping[str, Path], out: Path, context: C
     assert not inputs, "prepare is the first stage"
     content = {"model": _model(recipe.model, out, context)}
     metrics: dict[str, Metric] = {}
-    folders = {"sft": recipe.data.sft, "rl": recipe.data.rl}
-    folders |= {f"evaluate/{source.name}": source for source in recipe.data.evaluate}
+    folders = {"sft": ("data.sft", recipe.data.sft), "rl": ("data.rl", recipe.data.rl)}
+    for number, source in enumerate(recipe.data.evaluate):
+        folders[f"evaluate/{source.name}"] = (f"data.evaluate[{number}]", source)
     digests: dict[str, str] = {}
-    for folder, source in folders.items():
-        rows = _prepare(recipe, source, folder, out / folder, context)
+    for folder, (field, source) in folders.items():
+        with _named(field):
+            rows = _prepare(recipe, source, folder, out / folder, context)
         context.check_stopped()
-        _check(rows, folder, recipe.max_bad_share)
+        _check(rows, field, recipe.max_bad_share)
         counts = Counter(row["status"] for row in rows)
         metrics |= {f"{folder}.rows": len(rows)} | {f"{folder}.{status}": n for status, n in counts.items()}
         metrics[f"{folder}.answers_exchanged"] = sum(row["answer_order"] == "21" for row in rows)
@@ -62,6 +65,15 @@ def _model(source: ModelSource, out: Path, context: Context) -> str:
         record |= {"source": MODEL_FOLDER, "kept": True}
     (out / MODEL_FILE).write_text(json.dumps(record, indent=1) + "\n")
     return content_digest(identity)
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Whoever reads a source knows its own fields; here they get the place that the source has in the recipe."""
+    try:
+        yield
+    except TaskError as error:
+        raise TaskError(f"{field}.{error}") from None
 
 
 def _prepare(recipe: PrepareRecipe, source: DataSource, name: str, out: Path, context: Context) -> list[dict[str, Any]]:
@@ -103,11 +115,11 @@ def exchange_half(rows: list[dict[str, Any]], seed: int) -> None:
         row["label"], row["answer_order"] = 3 - row["label"], "21"
 
 
-def _check(rows: list[dict[str, Any]], name: str, max_bad_share: float) -> None:
+def _check(rows: list[dict[str, Any]], field: str, max_bad_share: float) -> None:
     """Raises TaskError when too many rows are bad, or none is left."""
     bad = [row for row in rows if row["status"] != STATUS_OK]
     if not rows:
-        raise TaskError(f"data.{name}: the source has no rows")
+        raise TaskError(f"{field}: the source has no rows")
     if len(bad) < len(rows) and len(bad) <= max_bad_share * len(rows):
         return
     lines = []
@@ -116,7 +128,7 @@ def _check(rows: list[dict[str, Any]], name: str, max_bad_share: float) -> None:
         examples = "; ".join(f"row {row['row']} ({row['sample_id']}): {row['reason']}" for row in shown)
         lines.append(f"  {count} {status}: {examples}")
     share = f"{len(bad)} of {len(rows)} rows are bad, more than maxBadShare {max_bad_share}"
-    raise TaskError(f"data.{name}: {share}\n" + "\n".join(lines))
+    raise TaskError(f"{field}: {share}\n" + "\n".join(lines))
 
 
 def _digest(rows: list[dict[str, Any]], *, without: tuple[str, ...]) -> str:
