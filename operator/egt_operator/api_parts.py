@@ -123,7 +123,7 @@ class Scheduling(Recipe):
     """Kueue's LocalQueue that admits each stage; null: no queue."""
     priority_class: ObjectName | None = None
     """PriorityClass of the pods."""
-    node_selector: dict[str, LabelValue] = Field(default={}, max_length=32)
+    node_selector: dict[LabelKey, LabelValue] = Field(default={}, max_length=32)
     """Labels that a node must have: the node pool."""
     node_affinity: tuple[NodeRequirement, ...] = Field(default=(), max_length=32)
     """What else a node must be; every requirement holds. As one of several kinds of GPU."""
@@ -136,9 +136,9 @@ class Scheduling(Recipe):
 class PodTemplate(Recipe):
     """What is laid over every pod of the run; nothing else of a pod can be changed."""
 
-    labels: dict[str, LabelValue] = Field(default={}, max_length=32)
+    labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=32)
     """Labels of the pods, as cost reports need them."""
-    annotations: dict[str, Annotated[str, Field(max_length=4096)]] = Field(default={}, max_length=32)
+    annotations: dict[LabelKey, Annotated[str, Field(max_length=4096)]] = Field(default={}, max_length=32)
     """Annotations of the pods."""
 
 

@@ -15,7 +15,7 @@ from egt_operator.api_parts import DNS_LABEL, NAME_LENGTH
 from egt_operator.api_status import EGTRunStatus
 from egt_operator.chart import rules, values_markdown, values_schema
 from egt_operator.schema_docs import as_json, editor_schema, reference_markdown, sweep_schema
-from egt_operator.schema_rules import RULES, freeze, inner_models, root_rules, spec_rules
+from egt_operator.schema_rules import RULES, freeze, inner_models, keys_rule, root_rules, spec_rules
 
 Schema = dict[str, Any]
 
@@ -25,7 +25,8 @@ MAX_STRING, MAX_ITEMS, MAX_PROPERTIES = 1024, 64, 64
 _KEPT = ("type", "format", "pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "minimum")
 _KEPT_TOO = ("maximum", "enum", "description", "required")
 _TRANSLATED = ("properties", "items", "prefixItems", "additionalProperties", "default", "const", "anyOf", "$ref")
-_KNOWN = {*_KEPT, *_KEPT_TOO, *_TRANSLATED, "exclusiveMinimum", "exclusiveMaximum", "title", "$defs"}
+_OF_KEYS = ("patternProperties", "propertyNames")
+_KNOWN = {*_OF_KEYS, *_KEPT, *_KEPT_TOO, *_TRANSLATED, "exclusiveMinimum", "exclusiveMaximum", "title", "$defs"}
 # Lists that several write to. Only the operator writes stages; as a map they would cost the API server a fifth more
 # at every status: it keeps account of who owns each of their fields.
 _LIST_KEYS = {("EGTRunStatus", "conditions"): "type", ("Data", "evaluate"): "name"}
@@ -175,6 +176,9 @@ class _Walk:
 
     def _object(self, node: Schema, schema: Schema) -> None:
         extra = node.get("additionalProperties")
+        if "patternProperties" in node:  # a structural schema says nothing of keys, so a rule does
+            ((pattern, extra),) = node["patternProperties"].items()
+            schema["x-kubernetes-validations"] = [keys_rule(pattern)]
         if isinstance(extra, dict):  # a map; `false` is dropped, as the API server prunes unknown fields
             schema["additionalProperties"] = self.convert(extra)
             schema.setdefault("maxProperties", MAX_PROPERTIES)

@@ -140,6 +140,11 @@ def _presence_rule(fields: list[str]) -> Rule:
     )
 
 
+def keys_rule(pattern: str) -> Rule:
+    """That every key of a map matches."""
+    return _rule(f"self.all(key, key.matches('{pattern}'))", "every key is a label's, as in nvidia.com/gpu.product")
+
+
 def is_frozen_rule(rule: Rule) -> bool:
     """True for the rule that makes a field immutable."""
     return rule == _FROZEN

@@ -179,6 +179,8 @@ def test_the_api_server_refuses_what_the_types_refuse(cluster: Cluster) -> None:
     for block, change, path in (
         ("rl", {"batchSize": 7, "microBatchSize": 2}, r"spec\.rl\.batchSize"),
         ("sft", {"adamBetas": [0.9, 1.0]}, r"spec\.sft\.adamBetas\[1\]"),
+        ("scheduling", {"nodeSelector": {"a b": "x"}}, r"spec\.scheduling\.nodeSelector.*every key"),
+        ("podTemplate", {"annotations": {"a/b/c": "x"}}, r"spec\.podTemplate\.annotations.*every key"),
         ("scheduling", {"nodeAffinity": [{"key": "a"}]}, r"spec\.scheduling\.nodeAffinity\[0\]\.values"),
         (
             "scheduling",

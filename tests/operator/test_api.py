@@ -88,6 +88,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "key: is missing; only operator Exists": {"scheduling__tolerations": [{"operator": "Equal"}]},
     "value: 'b' is not accepted": {"scheduling__tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]},
     "tolerationSeconds: 3 is not accepted": {"scheduling__tolerations": [{"key": "a", "tolerationSeconds": 3}]},
+    "nodeSelector.a b.[key]": {"scheduling__nodeSelector": {"a b": "x"}},
     "adamBetas.1\n  Input should be less than 1": {"sft__adamBetas": [0.9, 98]},
     "uri: 'gs://bucket' is neither": {"store__uri": "gs://bucket"},
     "names a host": {"store__uri": "file://runs/digits"},
