@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
-import yaml
 from kubernetes.client import ApiClient, V1CustomResourceDefinition
 from pydantic import BaseModel, Field
 
 from build_manifest import manifest
 from egt_operator.api import EGTRun, EGTRunSpec
 from egt_operator.schema import MAX_STRING, crd, generated_files, run_schema, structural
-from egt_operator.schema_docs import editor_schema, sweep_schema
 from egt_operator.schema_rules import is_frozen_rule, required_stages
 from egt_pipeline.contract.base import Placement
 from egt_pipeline.contract.graph import STAGES
@@ -234,24 +231,3 @@ def test_kubectl_get_has_the_columns_people_ask_for() -> None:
     assert paths <= known.keys()
     assert crd()["spec"]["names"]["shortNames"] == ["egt"]
     assert version["subresources"] == {"status": {}}
-
-
-def test_an_editor_accepts_the_examples_and_marks_a_mistyped_field() -> None:
-    schema = editor_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    validator = jsonschema.Draft202012Validator(schema)
-    document = yaml.safe_load((ROOT / "crds/examples/digits.yaml").read_text())
-    assert not list(validator.iter_errors(document))
-    document["spec"]["sft"]["lerningRate"] = 1
-    assert ["lerningRate" in error.message for error in validator.iter_errors(document)] == [True]
-    assert "status" not in schema["properties"]
-
-
-def test_an_editor_accepts_the_sweeps_and_marks_a_mistyped_field() -> None:
-    schema = sweep_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    validator = jsonschema.Draft202012Validator(schema)
-    document = yaml.safe_load((ROOT / "crds/examples/sweeps/digits.yaml").read_text())
-    assert not list(validator.iter_errors(document))
-    document["arm"] = {}
-    assert ["'arm' was unexpected" in error.message for error in validator.iter_errors(document)] == [True]
