@@ -8,8 +8,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from egt_operator.api_parts import SIZE
-from egt_operator.manifest_file import say
 from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.words import in_words
 
 _PREFIX = "EGT_"
 
@@ -92,4 +92,4 @@ class Settings(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             wrong = [{**found, "loc": (names[str(found["loc"][0])],)} for found in error.errors()]
-            raise TaskError("\n".join(say(found, cls) for found in wrong)) from None  # type: ignore[arg-type]
+            raise TaskError("\n".join(in_words(found) for found in wrong)) from None  # type: ignore[arg-type]
