@@ -84,7 +84,9 @@ def test_pods_that_may_not_be_made_are_told_and_come_when_they_may() -> None:
     cluster.unmade = QUOTA
     drive(cluster, until=lambda c: QUOTA in str(status_of(c)))
     assert stage_of(cluster, "prepare")["reason"] == "PodsRefused"
-    assert stage_of(cluster, "prepare")["message"].startswith(f"0 of 1 pods could be made: {QUOTA}; ")
+    assert stage_of(cluster, "prepare")["message"] == (
+        f"0 of 1 pods could be made: {QUOTA}; what is corrected in the manifest counts after suspend: true and false"
+    )
     cluster.unmade = ""
     drive(cluster)
     assert status_of(cluster)["phase"] == "Complete"

@@ -89,7 +89,7 @@ def test_text_and_entropies_equal_those_of_transformers_without_batch_padding_or
         steps = logits[0, prompt - 1 :]
         assert found.text == processor.decode(inputs["input_ids"][0, prompt:], skip_special_tokens=True)
         np.testing.assert_allclose(found.entropies_nats_T, entropies_of(steps), atol=1e-5)
-        np.testing.assert_allclose(found.p_digits_T2, steps.softmax(-1)[:, [one, two]], atol=1e-5)
+        np.testing.assert_allclose(found.p_digits_T2, steps.softmax(-1)[:, [one, two]], atol=3e-6)
 
 
 def test_batches_change_nothing_and_keep_the_order():
