@@ -1,7 +1,7 @@
 """Who says whether the reasoning supports the answer (R_logic): rules, an OpenAI-compatible model, or nobody.
 
 The model sees text only: the last lines of the reasoning and the verdict (R1-Reward section 4.3). A judge that fails
-counts 0, never more, and the failure is counted.
+counts 0, never more, and the failure is counted; one that refuses its key or its model ends the run.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from openai import AsyncOpenAI, OpenAIError
+from openai import AsyncOpenAI, AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
 from egt_pipeline.chat import api_key
 from egt_pipeline.contract.base import Endpoint
@@ -45,15 +45,18 @@ class Judgement:
 Judge = Callable[[str, Answer], Awaitable[Judgement]]
 
 
-def judge_for(recipe: LogicJudge) -> Judge:
-    """The judge of a recipe: called with a reasoning and the answer it led to. Raises TaskError if its key is unset."""
+def judge_for(recipe: LogicJudge, *, askers: int) -> Judge:
+    """The judge of a recipe: called with a reasoning and the answer it led to.
+
+    ``askers`` like it share what may be asked of a service at once. Raises TaskError if its key is unset.
+    """
     match recipe.kind:
         case "rule":
             return _by_rule
         case "none":
             return _nobody
     assert recipe.endpoint is not None  # the recipe's own validation
-    return EndpointJudge(recipe.endpoint)
+    return EndpointJudge(recipe.endpoint, at_once=max(1, recipe.endpoint.concurrency // askers))
 
 
 async def _by_rule(reasoning: str, answer: Answer) -> Judgement:
@@ -65,22 +68,25 @@ async def _nobody(_reasoning: str, _answer: Answer) -> Judgement:
 
 
 class EndpointJudge:
-    """Asks the service once for each different question; at most ``concurrency`` requests are under way."""
+    """Asks the service once for each different question; at most ``at_once`` requests are under way."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, *, at_once: int) -> None:
         try:
             key = api_key(endpoint)
         except TaskError as error:
             raise TaskError(f"rl.judge.endpoint.{error}") from None
-        self._model = endpoint.model
+        self._endpoint = endpoint
         self._client = AsyncOpenAI(
             base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout_seconds, max_retries=_RETRIES
         )
-        self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self._slots = asyncio.Semaphore(at_once)
         self._asked: dict[str, asyncio.Task[Judgement]] = {}  # answered, or under way
 
     async def __call__(self, reasoning: str, answer: Answer) -> Judgement:
-        """+1 for "1", -1 for "0"; 0 and failed when the service fails or says anything else."""
+        """+1 for "1", -1 for "0"; 0 and failed when the service fails or says anything else.
+
+        Raises TaskError when it refuses the key or the model: then every answer would be 0.
+        """
         question = _PROMPT.format(reasoning="\n".join(reasoning.splitlines()[-_LAST_LINES:]), answer=answer)
         key = hashlib.sha256(question.encode()).hexdigest()
         asked = self._asked.get(key)
@@ -98,13 +104,16 @@ class EndpointJudge:
         try:
             async with self._slots:
                 said = await self._ask(question)
+        except (AuthenticationError, PermissionDeniedError, NotFoundError) as error:
+            refused = f"{self._endpoint.base_url} refuses model {self._endpoint.model!r}: {error}"
+            raise TaskError(f"rl.judge.endpoint: {refused}") from None
         except (OpenAIError, AttributeError, TypeError, ValueError, IndexError):  # also a body that is no completion
             return Judgement(0, failed=True)
         return Judgement(1 if said == "1" else -1) if said in ("0", "1") else Judgement(0, failed=True)
 
     async def _ask(self, question: str) -> str:
         completion = await self._client.chat.completions.create(
-            model=self._model,
+            model=self._endpoint.model,
             messages=[{"role": "user", "content": question}],
             temperature=0.0,
             max_tokens=_LONGEST_VERDICT,

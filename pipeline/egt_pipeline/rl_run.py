@@ -145,7 +145,7 @@ def _gpu(run: RunFile) -> list[str]:
         "--train.colocate_all",
         "--vllm.enable_sleep",
         "--ds.enable_sleep",
-        f"--vllm.num_engines={run.processes}",
+        f"--vllm.num_engines={rollout_engines(run, cuda=True)}",
         "--vllm.gpu_memory_utilization=0.5",  # the other half holds the actor while both are awake for the sync
         "--vllm.sync_backend=nccl",
         "--ds.attn_implementation=sdpa",
@@ -153,13 +153,18 @@ def _gpu(run: RunFile) -> list[str]:
     ]
 
 
-def _cpu(_run: RunFile) -> list[str]:
+def _cpu(run: RunFile) -> list[str]:
     return [
-        "--vllm.num_engines=1",
+        f"--vllm.num_engines={rollout_engines(run, cuda=False)}",
         "--vllm.enforce_eager",
         "--vllm.sync_backend=gloo",
         "--ds.attn_implementation=eager",
     ]
+
+
+def rollout_engines(run: RunFile, *, cuda: bool) -> int:
+    """How many vLLM engines sample the rollouts: one a GPU, or one for all without any."""
+    return run.processes if cuda else 1
 
 
 def logical_devices(run: RunFile) -> int:

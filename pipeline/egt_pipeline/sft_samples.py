@@ -1,6 +1,5 @@
 """What is fine-tuned on: prompts and responses as token ids, and why a row is left out."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from egt_pipeline import prompts
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.preferences import Images, Preference
+from egt_pipeline.prompt_tokens import prompt_tokens
 
 END = "<|im_end|>"  # ends a turn in the chat format of Qwen; a response is trained to write it
 USED = "used"
@@ -56,29 +55,21 @@ def encode(
     """Rows with their responses as samples. Raises TaskError when none is left to train on."""
     tokenizer = processor.tokenizer
     texts = [prompts.normalise_response(response or "") for response in responses]
-    prompt_ids = tokenizer([_chat(recipe, processor, row) for row in rows], add_special_tokens=False)["input_ids"]
+    prompt_ids = prompt_tokens(recipe.prompt, processor, rows, images)
     response_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    sizes = _PictureTokens(processor, images)
     end = tokenizer.convert_tokens_to_ids(END)
     encoded = Encoded([], [])
     for row, text, prompt, response in zip(rows, texts, prompt_ids, response_ids, strict=True):
-        expanded = _expanded(prompt, [sizes[image] for image in row.images], sizes.token)
-        sample = Sample([*expanded, *response, end], len(expanded), row.images)
+        sample = Sample([*prompt, *response, end], len(prompt), row.images)
         reason = _reason(recipe, tokenizer, sample) or _disagreement(row, text)
         if not reason:
             encoded.samples.append(sample)
         named = {"row": row.row, "sample_id": row.sample_id, "status": SKIPPED if reason else USED, "reason": reason}
-        encoded.records.append({**named, "prompt_tokens": len(expanded), "response_tokens": len(response) + 1})
+        encoded.records.append({**named, "prompt_tokens": len(prompt), "response_tokens": len(response) + 1})
     if not encoded.samples:
         reasons = sorted({record["reason"] for record in encoded.records})[:3]
         raise TaskError(f"sft: none of {len(rows)} rows can be trained on: {'; '.join(reasons) or 'there is no row'}")
     return encoded
-
-
-def _chat(recipe: SFTRecipe, processor: Any, row: Preference) -> str:
-    turns = prompts.messages(recipe.prompt, row.question, row.answer_1, row.answer_2, len(row.images))
-    text: str = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return text
 
 
 def _reason(recipe: SFTRecipe, tokenizer: Any, sample: Sample) -> str:
@@ -101,32 +92,6 @@ def _disagreement(row: Preference, response: str) -> str:
     return (
         "" if verdict.answer == row.label else f"the response prefers answer {verdict.answer}, the label is {row.label}"
     )
-
-
-class _PictureTokens:
-    """How many tokens each picture takes, from the size in its header alone."""
-
-    def __init__(self, processor: Any, images: Images) -> None:
-        self._processor, self._images = processor.image_processor, images
-        self._by_size: dict[tuple[int, int], int] = {}
-        self.token: int = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-
-    def __getitem__(self, image_id: str) -> int:
-        with Image.open(io.BytesIO(self._images[image_id])) as image:
-            size = image.size
-        if size not in self._by_size:
-            patches = self._processor.get_number_of_image_patches(size[1], size[0])
-            self._by_size[size] = patches // self._processor.merge_size**2
-        return self._by_size[size]
-
-
-def _expanded(prompt: list[int], counts: list[int], image_token: int) -> list[int]:
-    """The prompt with the n-th image token repeated ``counts[n]`` times."""
-    remaining = iter(counts)
-    expanded: list[int] = []
-    for token in prompt:
-        expanded += [token] * (next(remaining) if token == image_token else 1)
-    return expanded
 
 
 def write_samples(samples: Sequence[Sample], path: Path) -> None:

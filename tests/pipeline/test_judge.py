@@ -84,8 +84,8 @@ def asked(service: Service, *questions: tuple[str, int], timeout: float = 5.0, c
                 base_url=service.url,
                 api_key_env="JUDGE_KEY",
                 timeout_seconds=timeout,
-                concurrency=concurrency,
-            )
+            ),
+            at_once=concurrency,
         )
         return list(await asyncio.gather(*(judge(reasoning, answer) for reasoning, answer in questions)))  # type: ignore[arg-type]
 
@@ -120,6 +120,23 @@ def test_a_service_that_refuses_is_asked_again_and_then_counted_as_failed() -> N
         assert len(service.questions) == 2
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_key_or_a_model_that_is_refused_ends_the_run(status: int) -> None:
+    with serving(Service([status])) as service, pytest.raises(TaskError, match=r"rl.judge.endpoint: .* 'judge'"):
+        asked(service, ("r", 1))
+
+
+def test_engines_share_what_a_service_is_asked_at_once() -> None:
+    async def ask_all(url: str) -> None:
+        endpoint = Endpoint(model="judge", base_url=url, api_key_env="JUDGE_KEY", concurrency=4)
+        judges = [judge_for(LogicJudge(kind="endpoint", endpoint=endpoint), askers=2) for _ in range(2)]
+        await asyncio.gather(*(judge(f"r{number}", 1) for number in range(6) for judge in judges))
+
+    with serving(Service(["1"], seconds=0.02)) as service:
+        asyncio.run(ask_all(service.url))
+        assert service.most_under_way <= 4
+
+
 def test_a_service_that_is_not_there_counts_zero_and_as_a_failure() -> None:
     with serving(Service(["1"])) as service:
         pass
@@ -128,7 +145,7 @@ def test_a_service_that_is_not_there_counts_zero_and_as_a_failure() -> None:
 
 def test_a_question_is_asked_once() -> None:
     async def twice(url: str) -> list[Judgement]:
-        judge = EndpointJudge(Endpoint(model="judge", base_url=url, api_key_env="JUDGE_KEY"))
+        judge = EndpointJudge(Endpoint(model="judge", base_url=url, api_key_env="JUDGE_KEY"), at_once=1)
         return [await judge("r", 1), await judge("r", 1), await judge("r", 2)]
 
     with serving(Service(["1", "0"])) as service:
@@ -152,7 +169,7 @@ def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("JUDGE_KEY")
     endpoint = Endpoint(model="judge", api_key_env="JUDGE_KEY")
     with pytest.raises(TaskError, match=r"rl.judge.endpoint.apiKeyEnv: .*JUDGE_KEY"):
-        judge_for(LogicJudge(kind="endpoint", endpoint=endpoint))
+        judge_for(LogicJudge(kind="endpoint", endpoint=endpoint), askers=1)
 
 
 def test_a_service_without_tls_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +179,6 @@ def test_a_service_without_tls_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_an_endpoint_rules_judge_or_nobody_does() -> None:
-    rule, nobody = judge_for(LogicJudge(kind="rule")), judge_for(LogicJudge(kind="none"))
+    rule, nobody = (judge_for(LogicJudge(kind=kind), askers=1) for kind in ("rule", "none"))
     assert asyncio.run(rule("Response 1 is better.", 2)) == Judgement(-1)  # type: ignore[arg-type]
     assert asyncio.run(nobody("Response 1 is better.", 2)) == Judgement(0)  # type: ignore[arg-type]

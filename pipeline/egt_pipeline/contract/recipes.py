@@ -157,6 +157,8 @@ class LogicJudge(Recipe):
     """rule: the conclusion of the reasoning read by rules. endpoint: an OpenAI-compatible judge. none: R_logic = 0."""
     endpoint: Endpoint | None = None
     """The judge, when kind is endpoint."""
+    max_failed_share: float = Field(default=0.2, ge=0, le=1)
+    """Above this share of questions that the judge did not answer, the stage stops, to go on later: they count 0."""
 
     @model_validator(mode="after")
     def _endpoint_is_given(self) -> Self:

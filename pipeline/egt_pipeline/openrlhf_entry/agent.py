@@ -13,9 +13,10 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.task import content_digest
 from egt_pipeline.judge import Judgement, judge_for
+from egt_pipeline.openrlhf_entry.machine import has_cuda
 from egt_pipeline.prompts import FORBIDDEN_TOKENS
 from egt_pipeline.rewards import Grade, grade, reward
-from egt_pipeline.rl_run import current_run
+from egt_pipeline.rl_run import current_run, rollout_engines
 
 _NEVER = -100.0  # the lowest bias vLLM takes: e^-100 of the probability
 
@@ -25,8 +26,10 @@ class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self._recipe = current_run().recipe
-        self._judge = judge_for(self._recipe.judge)
+        run = current_run()
+        self._recipe = run.recipe
+        # Each engine makes an executor of its own.
+        self._judge = judge_for(self._recipe.judge, askers=rollout_engines(run, cuda=has_cuda()))
 
     async def execute(  # noqa: PLR0917  # OpenRLHF's signature
         self,

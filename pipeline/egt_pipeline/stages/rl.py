@@ -1,9 +1,10 @@
 """rl: StableReinforce on the curated samples, from easy to hard, through OpenRLHF (EGT section 2.4).
 
 In: preferences with labels, the fine-tuned model, the selection. Out: ``model/`` or ``adapter/``, what the optimiser
-saw in ``order.parquet``, ``losses.parquet``, ``rewards.parquet`` (see rl_records), and curves in ``tracking/``. The
-order is compared with the plan; a run that saw anything else fails. Of several pods the first leads; the others lend it
-their devices and keep their part of each checkpoint.
+saw in ``order.parquet``, ``losses.parquet``, ``rewards.parquet`` (see rl_records), curves in ``tracking/``, and
+``samples.parquet``, which says of every kept sample whether it was trained on, and why not. The order is compared with
+the plan; a run that saw anything else fails. Of several pods the first leads; the others lend it their devices and keep
+their part of each checkpoint.
 """
 
 import json
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from egt_pipeline.adapters import ADAPTER_FOLDER, base_of, finish, trained_model
@@ -24,9 +26,9 @@ from egt_pipeline.contract.recipes import RLRecipe
 from egt_pipeline.contract.task import Progress
 from egt_pipeline.curriculum import PlannedStep, check_order, plan_steps, planned_places
 from egt_pipeline.peers import Line
-from egt_pipeline.preferences import Images, Preference, read_preferences
-from egt_pipeline.prompts import messages
-from egt_pipeline.reward_model import MODEL_FOLDER
+from egt_pipeline.preferences import Images, Preference
+from egt_pipeline.reward_model import MODEL_FOLDER, load_processor
+from egt_pipeline.rl_health import Health
 from egt_pipeline.rl_process import lend, newest_checkpoint, train
 from egt_pipeline.rl_records import (
     RecordTail,
@@ -38,7 +40,10 @@ from egt_pipeline.rl_records import (
     seen_places,
 )
 from egt_pipeline.rl_run import RunFile
+from egt_pipeline.rl_samples import SAMPLES, Selected, select, write_dataset
 from egt_pipeline.tracking import Log, tracked
+
+SAMPLES_FILE = "samples.parquet"
 
 
 def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
@@ -49,17 +54,19 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
     _check_batches(recipe, context.processes)
     model = trained_model(inputs["model"], base_of(inputs), context.scratch)
     _check_model(model)
-    selected = _selected(inputs)
+    data = inputs["data"] / "rl"
+    images = Images(data)
+    selected = select(recipe, load_processor(model), data, inputs["selection"], images)
     steps = plan_steps(
-        len(selected),
+        len(selected.samples),
         order=recipe.order,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         max_steps=recipe.max_steps,
         seed=recipe.seed,
     )
-    images = Images(inputs["data"] / "rl")
-    described = _described(context, recipe, steps, selected=selected, images=images, model=model, out=out)
+    pq.write_table(pa.Table.from_pylist(selected.records, schema=SAMPLES), out / SAMPLES_FILE)
+    described = _described(context, recipe, steps, selected=selected.samples, images=images, model=model, out=out)
     # Ray's sockets need a path below 108 characters, which a scratch folder may exceed.
     with (
         tempfile.TemporaryDirectory(prefix="egt-", ignore_cleanup_errors=True) as ray_folder,
@@ -75,7 +82,7 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
             return StageResult(metrics={}, published_elsewhere=True)
         with tracked(context, recipe, out) as watch.log:
             train(described, on_poll=watch, line=line, grace_seconds=context.grace_seconds)
-    result = _collect(described, steps, [sample.sample_id for sample in selected], out)
+    result = _collect(described, steps, selected, out)
     if recipe.lora:
         finish(out, model, recipe.lora)
     return result
@@ -98,7 +105,7 @@ def _described(
         recipe=recipe,
         steps=tuple(steps),
         model=model,
-        dataset=_write_dataset(folder, selected, images, recipe),
+        dataset=write_dataset(folder, selected, images, recipe),
         folder=folder,
         output=out / (ADAPTER_FOLDER if recipe.lora else MODEL_FOLDER),
         ray_folder=Path(),
@@ -129,38 +136,6 @@ def _check_model(model: Path) -> None:
         raise TaskError(f"{model / 'config.json'}: has auto_map; models that bring their own code are not run")
 
 
-def _selected(inputs: Mapping[str, Path]) -> list[Preference]:
-    """The kept samples in the order of their ranks."""
-    table = pq.read_table(inputs["selection"] / "selection.parquet", columns=["sample_id", "rank", "decision"])
-    kept = sorted((row["rank"], row["sample_id"]) for row in table.to_pylist() if row["decision"] == "kept")
-    if not kept:
-        raise TaskError("curate.keep: no sample is left to train on; keep more")
-    preferences = {row.sample_id: row for row in read_preferences(inputs["data"] / "rl", labelled=True)}
-    missing = [sample_id for _, sample_id in kept if sample_id not in preferences]
-    if missing:
-        raise ArtifactError(f"selection.parquet: sample_id {missing[0]!r} is not among the prepared preferences")
-    return [preferences[sample_id] for _, sample_id in kept]
-
-
-def _write_dataset(folder: Path, samples: Sequence[Preference], images: Images, recipe: RLRecipe) -> Path:
-    """OpenRLHF's prompts as JSON lines, row = rank; the label carries what the reward and the records need."""
-    pictures = folder / "images"
-    pictures.mkdir()
-    for image_id in {image_id for sample in samples for image_id in sample.images}:
-        (pictures / image_id).write_bytes(images[image_id])
-    path = folder / "prompts.jsonl"
-    with path.open("w") as lines:
-        for sample in samples:
-            prompt = messages(recipe.prompt, sample.question, sample.answer_1, sample.answer_2, len(sample.images))
-            row = {
-                "prompt": prompt,
-                "images": [str(pictures / image_id) for image_id in sample.images],
-                "label": json.dumps({"sample_id": sample.sample_id, "label": sample.label}),
-            }
-            lines.write(json.dumps(row) + "\n")
-    return path
-
-
 def _resume(folder: Path, checkpoints: Checkpoints, line: Line) -> int:
     """Put the newest checkpoint where OpenRLHF looks for it; its step, 0 if there is none."""
     fetched = folder / "fetched"
@@ -177,7 +152,10 @@ def _resume(folder: Path, checkpoints: Checkpoints, line: Line) -> int:
 
 @dataclass
 class _Watch:
-    """Called again and again while the run goes on: reports progress, commits this pod's part of new checkpoints."""
+    """Called again and again while the run goes on: reports progress, commits this pod's part of new checkpoints.
+
+    Raises what ``Health`` finds.
+    """
 
     run: RunFile
     context: Context
@@ -186,8 +164,12 @@ class _Watch:
     committed: int = 0
     log: Log = field(default=lambda _step, _figures: None)
 
+    def __post_init__(self) -> None:
+        self.health = Health(self.run.recipe, self.run.attempt)
+
     def __call__(self) -> None:
         for record in self.tail.new() if self.run.peers.leads else ():
+            self.health.check(record)
             self.log(record.step, figures_of(record))
             self.context.progress(
                 Progress(
@@ -218,10 +200,10 @@ class _Watch:
         self.checkpoints.commit(step, copy)
 
 
-def _collect(run: RunFile, steps: Sequence[PlannedStep], sample_ids: Sequence[str], out: Path) -> StageResult:
+def _collect(run: RunFile, steps: Sequence[PlannedStep], selected: Selected, out: Path) -> StageResult:
     records = RecordTail(run.records).new()
-    check_order(planned_places(steps, sample_ids), seen_places(records))
+    check_order(planned_places(steps, selected.ids), seen_places(records))
     pq.write_table(order_table(records), out / "order.parquet")
     pq.write_table(losses_table(records), out / "losses.parquet")
     pq.write_table(rewards_table(records), out / "rewards.parquet")
-    return StageResult(metrics=metrics_of(records))
+    return StageResult(metrics={**metrics_of(records), "skipped": selected.skipped})
