@@ -1,7 +1,9 @@
 """Checkpoints of a training as work in progress: one directory a pod and step, the newest complete one kept."""
 
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 from egt_pipeline.context import Context
 from egt_pipeline.contract.errors import ArtifactError, EgtError
@@ -13,11 +15,23 @@ class Checkpoints:
 
     DeepSpeed divides the optimiser among the processes, so another number of processes or pods starts anew. Parts of
     two attempts are never taken for one checkpoint: they are of two different trainings.
+
+    A context manager. Commits go on beside whoever began them, who meanwhile hears of a request to stop or of a lost
+    pod; the context is left once all are done, however the training ended.
     """
 
     def __init__(self, context: Context) -> None:
         self._context, self._work, self._peers = context, context.work, context.peers
         self._prefix = f"checkpoints/processes-{context.processes}-pods-{context.peers.size}/"
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._begun: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._thread:
+            self.finish()
 
     def _parts(self, pod: int) -> set[tuple[int, str]]:
         """Step and name of what the pod has committed."""
@@ -28,11 +42,27 @@ class Checkpoints:
         """Those that every pod has committed its part of, in ascending order."""
         return sorted(set.intersection(*(self._parts(pod) for pod in range(self._peers.size))))
 
-    def commit(self, step: int, folder: Path) -> None:
-        """Commit this pod's part, the files in ``folder``, which is gone afterwards, as are its older parts.
+    @property
+    def under_way(self) -> bool:
+        """True while a commit is under way; one begun now would wait for it."""
+        return self._begun is not None and not self._begun.done()
 
-        Older than the newest complete checkpoint, that is: what others have not committed yet may never be.
+    def begin(self, step: int, folder: Path) -> None:
+        """Begin to commit this pod's part, the files in ``folder``, which is gone afterwards, as are its older parts.
+
+        Older than the newest complete checkpoint, that is: what others have not committed yet may never be. Waits for
+        an earlier commit, and raises what that failed with.
         """
+        self.finish()
+        self._begun = self._thread.submit(self._commit, step, folder)
+
+    def finish(self) -> None:
+        """Wait for the commit under way. Raises what it failed with."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
+
+    def _commit(self, step: int, folder: Path) -> None:
         own = f"{self._prefix}pod-{self._peers.rank}/"
         self._work.commit(f"{own}attempt-{self._context.attempt:03d}/step-{step:06d}", folder)
         shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -25,7 +26,8 @@ def commit(folder: Path, rank: int, step: int, *, attempt: int = 1) -> None:
     (part / f"optimiser-{rank}").write_text(f"attempt {attempt}")
     if rank == 0:
         (part / "weights").write_text("shared")
-    Checkpoints(pod(folder, rank, attempt)).commit(step, part)
+    with Checkpoints(pod(folder, rank, attempt)) as checkpoints:
+        checkpoints.begin(step, part)
     assert not part.exists()
 
 
@@ -105,3 +107,50 @@ def test_another_number_of_pods_or_processes_starts_anew(tmp_path: Path, pods: i
     context = Context(tmp_path, FileWork(tmp_path / "work"), refs={}, processes=4 // pods)
     with context.line() as line:
         assert Checkpoints(context).resume(tmp_path / "target", line) is None
+
+
+class SlowWork(FileWork):
+    """Commits wait until they may go on, and then fail if they are told to."""
+
+    def __init__(self, folder: Path, error: Exception | None = None) -> None:
+        super().__init__(folder)
+        self.may_go_on, self.error = Event(), error
+
+    def commit(self, name: str, source: Path) -> bool:
+        assert self.may_go_on.wait(10)
+        if self.error:
+            raise self.error
+        return super().commit(name, source)
+
+
+def a_part(folder: Path, step: int) -> Path:
+    part = folder / f"part-{step}"
+    part.mkdir()
+    (part / "weights").write_text(str(step))
+    return part
+
+
+def test_a_training_goes_on_while_a_checkpoint_is_committed(tmp_path: Path) -> None:
+    work = SlowWork(tmp_path / "work")
+    with Checkpoints(Context(tmp_path, work, refs={})) as checkpoints:
+        checkpoints.begin(10, a_part(tmp_path, 10))
+        assert checkpoints.under_way
+        assert work.names("checkpoints") == []
+        work.may_go_on.set()
+    assert len(work.names("checkpoints")) == 1
+
+
+def test_what_a_commit_failed_with_is_raised_before_the_next_one(tmp_path: Path) -> None:
+    work = SlowWork(tmp_path / "work", EgtError("no room"))
+    work.may_go_on.set()
+    with Checkpoints(Context(tmp_path, work, refs={})) as checkpoints:
+        checkpoints.begin(10, a_part(tmp_path, 10))
+        with pytest.raises(EgtError, match="no room"):
+            checkpoints.begin(20, a_part(tmp_path, 20))
+
+
+def test_what_the_last_commit_failed_with_is_raised_at_the_end(tmp_path: Path) -> None:
+    work = SlowWork(tmp_path / "work", EgtError("no room"))
+    work.may_go_on.set()
+    with pytest.raises(EgtError, match="no room"), Checkpoints(Context(tmp_path, work, refs={})) as checkpoints:
+        checkpoints.begin(10, a_part(tmp_path, 10))

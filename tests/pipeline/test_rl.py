@@ -14,7 +14,7 @@ from PIL import Image
 
 from build_rl import FORCE_OUTLIERS, QUESTION, build_rl_inputs, picture, put_in_place, speaking_model
 from build_rl_run import KEPT, PLAN, RECIPE, check_model, context, order, run
-from egt_pipeline.contract.errors import ArtifactError, TaskError
+from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.task import Progress
 from egt_pipeline.prompts import FORBIDDEN_TOKENS, messages
 from egt_pipeline.reward_model import load_model, load_processor
@@ -81,23 +81,6 @@ def _sentence_entropy(folder: Path, row: Mapping[str, Any]) -> float:
     with torch.no_grad():
         log_p_TV = load_model(folder, "float32").eval()(**whole).logits[0, length - 1 : -1].log_softmax(-1)
     return float(-(log_p_TV.exp() * log_p_TV).sum(-1).mean())
-
-
-def test_nothing_selected_is_an_error_of_the_task(tmp_path: Path) -> None:
-    (tmp_path / "start").mkdir()
-    (tmp_path / "start" / "config.json").write_text("{}")
-    inputs = build_rl_inputs(tmp_path / "in", kept=0, dropped=3, model=tmp_path / "start")
-    with pytest.raises(TaskError, match="no sample is left"):
-        rl.run(RECIPE, inputs, tmp_path, context(tmp_path))
-
-
-def test_a_selected_sample_that_prepare_never_saw_is_named(tmp_path: Path) -> None:
-    (tmp_path / "start").mkdir()
-    (tmp_path / "start" / "config.json").write_text("{}")
-    inputs = build_rl_inputs(tmp_path / "in", kept=3, dropped=0, model=tmp_path / "start")
-    other = build_rl_inputs(tmp_path / "other", kept=5, dropped=0, model=tmp_path / "start")
-    with pytest.raises(ArtifactError, match="'s04'"):
-        rl.run(RECIPE, {**inputs, "selection": other["selection"]}, tmp_path, context(tmp_path))
 
 
 def test_a_model_that_brings_code_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from build_model import random_model
 from build_rl import build_rl_inputs
-from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.errors import ArtifactError, TaskError
 from egt_pipeline.contract.recipes import RLRecipe
 from egt_pipeline.preferences import PREFERENCES_FILE, Images, read_preferences, write_preferences
 from egt_pipeline.prompt_tokens import prompt_tokens
@@ -44,6 +44,19 @@ def test_a_prompt_that_is_too_long_is_left_out_and_says_why(tmp_path: Path) -> N
 def test_a_limit_that_leaves_nothing_is_named_with_the_shortest_prompt(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"rl\.maxPromptTokens: 16 leaves none of 3 samples .* has \d+ tokens"):
         selected(tmp_path, max_prompt_tokens=16)
+
+
+def test_nothing_selected_is_an_error_of_the_task(tmp_path: Path) -> None:
+    inputs = build_rl_inputs(tmp_path, kept=0, dropped=3, model=random_model())
+    with pytest.raises(TaskError, match="no sample is left"):
+        select(RLRecipe(), None, inputs["data"] / "rl", inputs["selection"], Images(inputs["data"] / "rl"))
+
+
+def test_a_selected_sample_that_prepare_never_saw_is_named(tmp_path: Path) -> None:
+    inputs = build_rl_inputs(tmp_path / "in", kept=3, dropped=0, model=random_model())
+    other = build_rl_inputs(tmp_path / "other", kept=5, dropped=0, model=random_model())
+    with pytest.raises(ArtifactError, match="'s04'"):
+        select(RLRecipe(), None, inputs["data"] / "rl", other["selection"], Images(inputs["data"] / "rl"))
 
 
 def test_tokens_are_those_of_the_processor_itself(tmp_path: Path) -> None:

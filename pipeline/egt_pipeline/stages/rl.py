@@ -71,17 +71,22 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
     with (
         tempfile.TemporaryDirectory(prefix="egt-", ignore_cleanup_errors=True) as ray_folder,
         context.line() as line,
+        Checkpoints(context) as checkpoints,
     ):
-        checkpoints = Checkpoints(context)
         step = _resume(described.folder, checkpoints, line)
         described = described.model_copy(update={"ray_folder": Path(ray_folder), "resume": step > 0})
         watch = _Watch(described, context, checkpoints, RecordTail(described.records), committed=step)
-        if not context.peers.leads:
-            lend(described, on_poll=watch, line=line)
-            context.check_stopped()
-            return StageResult(metrics={}, published_elsewhere=True)
-        with tracked(context, recipe, out) as watch.log:
-            train(described, on_poll=watch, line=line, grace_seconds=context.grace_seconds)
+        try:
+            if context.peers.leads:
+                with tracked(context, recipe, out) as watch.log:
+                    train(described, on_poll=watch, line=line, grace_seconds=context.grace_seconds)
+            else:
+                lend(described, on_poll=watch, line=line)
+        finally:
+            watch.commit_newest()
+    if not context.peers.leads:
+        context.check_stopped()
+        return StageResult(metrics={}, published_elsewhere=True)
     result = _collect(described, steps, selected, out)
     if recipe.lora:
         finish(out, model, recipe.lora)
@@ -180,11 +185,17 @@ class _Watch:
                     metric_value=record.mean("reward"),
                 )
             )
+        if not self.checkpoints.under_way:
+            self.commit_newest()
+
+    def commit_newest(self) -> None:
+        """Begin to commit the newest checkpoint if that has not been done, after waiting for one under way."""
+        self.checkpoints.finish()
         newest = newest_checkpoint(self.run)
         if newest is not None and newest[0] > self.committed:
-            self._commit(*newest)
+            self._begin(*newest)
 
-    def _commit(self, step: int, state: Path) -> None:
+    def _begin(self, step: int, state: Path) -> None:
         """Commit the checkpoint with the records up to its step; hard links keep it while OpenRLHF goes on."""
         self.committed = step
         copy = self.run.folder / "committing"
@@ -197,7 +208,7 @@ class _Watch:
             for older in state.parent.glob("global_step*"):
                 if int(older.name.removeprefix("global_step")) < step:
                     shutil.rmtree(older)
-        self.checkpoints.commit(step, copy)
+        self.checkpoints.begin(step, copy)
 
 
 def _collect(run: RunFile, steps: Sequence[PlannedStep], selected: Selected, out: Path) -> StageResult:

@@ -43,8 +43,8 @@ def run(recipe: SFTRecipe, inputs: Mapping[str, Path], out: Path, context: Conte
     tokens = context.scratch / "tokens.parquet"
     write_samples(encoded.samples, tokens)
     pq.write_table(pa.Table.from_pylist(encoded.records, schema=SAMPLES), out / SAMPLES_FILE)
-    checkpoints, resume = Checkpoints(context), context.scratch / "resume"
-    with context.line() as line:
+    resume = context.scratch / "resume"
+    with context.line() as line, Checkpoints(context) as checkpoints:
         job = Job(
             recipe=recipe,
             processes=context.processes,
@@ -75,7 +75,7 @@ def _lead(job: Job, checkpoints: Checkpoints, context: Context, line: Line) -> N
 
         def report(event: Event) -> None:
             if event.checkpoint is not None:
-                checkpoints.commit(event.step, event.checkpoint)
+                checkpoints.begin(event.step, event.checkpoint)
                 return
             log(event.step, event.figures)
             loss = {"metric_name": "loss", "metric_value": event.loss}
@@ -91,7 +91,7 @@ def _follow(job: Job, checkpoints: Checkpoints, context: Context, line: Line) ->
 
     def report(event: Event) -> None:
         if event.checkpoint is not None:
-            checkpoints.commit(event.step, event.checkpoint)
+            checkpoints.begin(event.step, event.checkpoint)
 
     run_job(job, report, line)
     context.check_stopped()
