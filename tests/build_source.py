@@ -53,7 +53,9 @@ def write_source(folder: Path, rows: list[dict[str, Any] | str], name: str = "da
 def write_model(folder: Path) -> Path:
     """A directory that prepare takes for a model."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": {"depth": 1}}))
+    vocabulary = {"type": "WordLevel", "vocab": {"1": 0, "2": 1, "?": 2}, "unk_token": "?"}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": vocabulary}))
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
 

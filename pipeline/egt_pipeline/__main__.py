@@ -16,6 +16,7 @@ from types import FrameType
 from egt_pipeline.contract.errors import EXIT_DONE, ArtifactError, DiskFullError, EgtError
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.task import PROGRESS_MARK, Manifest, Progress, Summary, TaskFile
+from egt_pipeline.gpu_memory import no_room
 
 _GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL of a stage whose parent is gone
 _PROGRESS_SECONDS = 0.2  # a view redraws no faster
@@ -72,6 +73,11 @@ def _run(task: TaskFile, worker: int, of_pods: Mapping[str, str]) -> int:
         if error.errno != errno.ENOSPC:
             raise
         return _fail(task, worker, DiskFullError(f"{error.filename or task.scratch}: no space left on the device"))
+    except Exception as error:
+        if (too_small := no_room(task.stage, error)) is None:
+            raise
+        traceback.print_exc()
+        return _fail(task, worker, too_small)
     _write_summary(task, worker, _summary(task, manifest))
     return EXIT_DONE
 

@@ -1,11 +1,13 @@
 """The reward model on disk: a Qwen2.5-VL-style model with its processor, found, verified and loaded."""
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from egt_pipeline.contract.data import ModelSource
-from egt_pipeline.contract.errors import ArtifactError, TaskError
+from egt_pipeline.contract.errors import ArtifactError, TaskError, UnavailableError
 from egt_pipeline.store import hash_file, safe_path
 
 MODEL_FILE = "model.json"  # written by prepare
@@ -37,8 +39,42 @@ def resolve_model(prepared: Path) -> Path:
 def _from_hub(source: ModelSource) -> Path:
     from huggingface_hub import snapshot_download
 
-    name = source.source.removeprefix("hf://")
-    return Path(snapshot_download(name, revision=source.revision, allow_patterns=_HUB_FILES))
+    with _hub(source) as name:
+        return Path(snapshot_download(name, revision=source.revision, allow_patterns=_HUB_FILES))
+
+
+def files_from_hub(source: ModelSource, files: Sequence[str]) -> Path:
+    """The local directory with these files of a model on the hub, at its revision.
+
+    Raises TaskError when there is no such model, revision or file for us, UnavailableError when the hub is silent.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _hub(source) as name:
+        paths = [hf_hub_download(name, file, revision=source.revision) for file in files]
+    return Path(paths[0]).parent
+
+
+@contextmanager
+def _hub(source: ModelSource) -> Iterator[str]:
+    """The hub's name of the model, and its errors as ours."""
+    from httpx import HTTPError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    at = f"model.source: {source.source} at {source.revision}"
+    try:
+        yield source.source.removeprefix("hf://")
+    except LocalEntryNotFoundError as error:  # not in the cache, and the hub cannot be reached
+        raise UnavailableError(f"{at}: {error}") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+        raise TaskError(f"{at}: {error}") from None
+    except (HTTPError, ConnectionError) as error:
+        raise UnavailableError(f"{at}: {error}") from None
 
 
 def load_processor(folder: Path) -> Any:

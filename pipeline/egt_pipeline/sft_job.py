@@ -41,7 +41,7 @@ class Job(Record):
 
 
 class Event(Record):
-    """What a pod's first process tells its stage: a step is done, a checkpoint complete, or ``failed`` for good."""
+    """What a pod's first process tells its stage: a step is done, a checkpoint complete; any: ``failed`` for good."""
 
     step: int
     steps: int

@@ -26,6 +26,7 @@ from egt_pipeline.contract.errors import EgtError, TaskError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.deepspeed_checkpoints import allow_their_classes
 from egt_pipeline.deepspeed_on_cpu import without_cuda
+from egt_pipeline.gpu_memory import no_room
 from egt_pipeline.orphans import die_with_parent
 from egt_pipeline.preferences import Images
 from egt_pipeline.reward_model import MODEL_FOLDER, load_model, load_processor
@@ -225,22 +226,23 @@ def _losses(history: list[dict[str, Any]], order: Order, samples: list[Sample]) 
 
 
 def main(path: Path) -> int:
-    """Run one process of the job in ``path``; its exit code. The first of each pod reports."""
+    """Run one process of the job in ``path``; its exit code. The first of each pod reports, and any that fails."""
     die_with_parent()  # a rank that waits for a dead one would wait for ever
     job = Job.model_validate_json(path.read_bytes())
-    if int(os.environ["LOCAL_RANK"]) != 0:
-        train(job, lambda _: None, job.stop.exists)
-        return 0
+    first = int(os.environ["LOCAL_RANK"]) == 0
     with job.events.open("w", buffering=1) as stream:
 
         def report(event: Event) -> None:
             stream.write(event.model_dump_json() + "\n")
 
         try:
-            train(job, report, job.stop.exists)
-        except EgtError as error:
-            report(Event(step=0, steps=0, failed=str(error)))
-            return error.exit_code
+            train(job, report if first else lambda _: None, job.stop.exists)
+        except Exception as error:
+            failed = error if isinstance(error, EgtError) else no_room("sft", error)
+            if failed is None:
+                raise
+            report(Event(step=0, steps=0, failed=str(failed)))
+            return failed.exit_code
     return 0
 
 

@@ -10,6 +10,7 @@ import runpy
 import sys
 
 from egt_pipeline.contract.errors import EXIT_DONE, EgtError
+from egt_pipeline.gpu_memory import no_room
 from egt_pipeline.openrlhf_entry.machine import has_cuda
 from egt_pipeline.openrlhf_entry.node import join, lead
 from egt_pipeline.orphans import die_with_parent
@@ -26,10 +27,13 @@ def main(run_file: str) -> int:
     try:
         lead(run)
         _train(run)
-    except EgtError as error:
-        reason = getattr(error, "cause", error)  # Ray wraps what a worker raised, traceback and all
-        run.failure.write_text(json.dumps({"exit_code": error.exit_code, "message": str(reason)}))
-        return error.exit_code
+    except Exception as error:
+        failed = error if isinstance(error, EgtError) else no_room("rl", error)
+        if failed is None:
+            raise
+        reason = getattr(failed, "cause", failed)  # Ray wraps what a worker raised, traceback and all
+        run.failure.write_text(json.dumps({"exit_code": failed.exit_code, "message": str(reason)}))
+        return failed.exit_code
     return EXIT_DONE
 
 

@@ -14,10 +14,11 @@ from egt_pipeline.contract.data import DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import DIGEST_LENGTH, Metric, Progress, content_digest
+from egt_pipeline.model_check import CHECKED_FILES, check_model
 from egt_pipeline.normal_form import Normaliser
 from egt_pipeline.preferences import STATUS_OK, write_images, write_preferences
-from egt_pipeline.reward_model import MODEL_FILE, MODEL_FOLDER
-from egt_pipeline.sources import model_files, rows_of
+from egt_pipeline.reward_model import MODEL_FILE, MODEL_FOLDER, files_from_hub
+from egt_pipeline.sources import local_path, model_files, rows_of
 
 _IMAGE_FILE_BYTES = 256 * 2**20  # pictures of one file: large enough for S3, small enough to load
 _PROGRESS_ROWS = 100
@@ -58,8 +59,11 @@ def _model(source: ModelSource, out: Path, context: Context) -> str:
     """
     record: dict[str, Any] = {"source": source.source, "revision": source.revision, "files": [], "kept": False}
     identity: Any = [source.source, source.revision]
-    if not source.source.startswith("hf://"):
+    if source.source.startswith("hf://"):
+        check_model(files_from_hub(source, CHECKED_FILES), "model.source")
+    else:
         identity = record["files"] = model_files(source)
+        check_model(local_path(source.source), "model.source")
     if Path(source.source).is_relative_to(context.scratch / BROUGHT):
         shutil.move(source.source, out / MODEL_FOLDER)
         record |= {"source": MODEL_FOLDER, "kept": True}

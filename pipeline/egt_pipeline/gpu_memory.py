@@ -1,0 +1,24 @@
+"""What a stage says when its GPU has no room: that no retry helps, and which settings do."""
+
+import sys
+
+from egt_pipeline.contract.errors import TaskError
+
+_KNOBS = {
+    "sft": "sft.microBatchSize or sft.maxLength",
+    "probe": "probe.batchSize or probe.maxNewTokens",
+    "rl": "rl.microBatchSize, rl.maxPromptTokens or rl.maxNewTokens",
+    "evaluate": "evaluate.batchSize or evaluate.maxNewTokens",
+}
+
+
+def no_room(stage: str, error: BaseException) -> TaskError | None:
+    """The error to end with when ``error`` says that a GPU is full, None for any other."""
+    torch = sys.modules.get("torch")  # where it was never imported, nothing can have filled a GPU
+    reason = getattr(error, "cause", error)  # Ray wraps what a worker raised
+    if torch is None or not isinstance(reason, torch.OutOfMemoryError):
+        return None
+    # The first two sentences: what was asked for, and how much the GPU has.
+    said = ". ".join(str(reason).split(". ")[:2])
+    knobs = _KNOBS.get(stage, "the sizes of its batches")
+    return TaskError(f"{stage}: a GPU has no room: {said}; lower {knobs}, or take larger GPUs: egt plan says what fits")

@@ -1,0 +1,32 @@
+"""What is said of a GPU that is full."""
+
+import pytest
+import torch
+
+from egt_pipeline.gpu_memory import no_room
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.50 GiB. "
+    "Including non-PyTorch memory, this process has 22.00 GiB memory in use."
+)
+
+
+def test_a_full_gpu_is_an_error_of_the_task_that_names_what_was_asked_and_what_helps() -> None:
+    error = no_room("sft", torch.OutOfMemoryError(FULL))
+    assert error is not None
+    assert str(error) == (
+        "sft: a GPU has no room: CUDA out of memory. Tried to allocate 2.00 GiB; lower sft.microBatchSize or "
+        "sft.maxLength, or take larger GPUs: egt plan says what fits"
+    )
+
+
+def test_one_that_ray_has_wrapped_is_found() -> None:
+    from ray.exceptions import RayTaskError
+
+    wrapped = RayTaskError("train", "Traceback ..", torch.OutOfMemoryError(FULL))
+    assert no_room("rl", wrapped.as_instanceof_cause()) is not None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape"), MemoryError()])
+def test_any_other_error_is_none_of_ours(error: Exception) -> None:
+    assert no_room("sft", error) is None
