@@ -7,7 +7,7 @@ from egt_operator import cost
 from egt_operator.api import EGTRunSpec, EvaluateStage, ProbeStage
 from egt_operator.geometry import Geometry
 from egt_operator.gpus import Offer
-from egt_operator.stage_memory import ROLLOUTS_AT_ONCE, engine_of, rl_length, sft_logits, trainable_of
+from egt_operator.stage_memory import ROLLOUTS_AT_ONCE, engine_of, rl_length, trainable_of
 from egt_pipeline.contract.data import DataSource
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Metric
@@ -127,7 +127,6 @@ def _seconds(spec: EGTRunSpec, stage: StageName, geometry: Geometry, pace: cost.
                 pace,
                 samples=samples,
                 length=spec.sft.max_length,
-                logits=sft_logits(spec),
                 vision_trains=not spec.sft.freeze_vision,
                 checkpointing=True,
             )
@@ -169,6 +168,6 @@ def _rl_seconds(spec: EGTRunSpec, geometry: Geometry, pace: cost.Pace, samples: 
     scoring = models * cost.scoring_seconds(geometry, pace, samples=samples, length=length)
     trains = not block.freeze_vision
     training = cost.training_seconds(
-        geometry, pace, samples=samples, length=length, logits=length, vision_trains=trains, checkpointing=True
+        geometry, pace, samples=samples, length=length, vision_trains=trains, checkpointing=True
     )
     return rollouts + scoring + training

@@ -78,27 +78,34 @@ def _adapters(geometry: Geometry, block: SFTStage | RLStage, adapter_bytes: int)
     return memory.adapters_kept(geometry, block.lora.rank, adapter_bytes) if block.lora else 0
 
 
-def sft_logits(spec: EGTRunSpec) -> int:
-    """Positions of a sample that get logits: its response, which the teacher's limit bounds where there is one."""
-    return min(spec.sft.max_length, spec.distill.max_tokens if spec.distill.enabled else spec.sft.max_length)
+def sft_batch(spec: EGTRunSpec, geometry: Geometry) -> MicroBatch:
+    """The largest micro-batch of sft: each of its samples as long as accepted, nothing but pictures, or nothing but
+    response.
+
+    Logits go from the end of the shortest prompt to that of the longest sample, in all samples alike. Nothing but
+    maxLength bounds that: ``distill.maxTokens`` counts by the teacher's tokenizer, and a response may come with the data.
+    """
+    block, samples = spec.sft, _samples(spec.sft)
+    return MicroBatch(
+        samples=samples,
+        length=block.max_length,
+        logits=block.max_length,
+        logit_bytes=memory.SFT_LOGIT_BYTES,
+        patches=4 * samples * block.max_length,
+        adapters=_adapters(geometry, block, _BYTES[block.precision] if block.zero_stage else 4),
+    )
+
+
+def _samples(block: SFTStage | RLStage) -> int:
+    return min(block.micro_batch_size, -(-block.batch_size // ranks_of(block)))
 
 
 def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
-    block, ranks = spec.sft, ranks_of(spec.sft)
-    b, samples = _BYTES[block.precision], min(block.micro_batch_size, -(-block.batch_size // ranks))
-    logits = sft_logits(spec)
-    batch = MicroBatch(
-        samples=samples,
-        length=block.max_length,
-        logits=logits,
-        logit_bytes=memory.SFT_LOGIT_BYTES,
-        patches=4 * samples * min(block.max_length, spec.rl.max_prompt_tokens),
-        adapters=_adapters(geometry, block, b if block.zero_stage else 4),
-    )
+    block, b = spec.sft, _BYTES[spec.sft.precision]
     return memory.training(
         geometry,
-        Sharding(block.zero_stage, ranks, SFT_BUCKET, buckets=2 if room.on_gpu else 1),
-        batch,
+        Sharding(block.zero_stage, ranks_of(block), SFT_BUCKET, buckets=2 if room.on_gpu else 1),
+        sft_batch(spec, geometry),
         trainable=trainable_of(geometry, block),
         b=b,
         # Without DeepSpeed weights that train are float32, and cast as they are used.
@@ -110,7 +117,7 @@ def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
 
 def _rl(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
     block, ranks = spec.rl, ranks_of(spec.rl)
-    samples, length = min(block.micro_batch_size, -(-block.batch_size // ranks)), rl_length(spec)
+    samples, length = _samples(block), rl_length(spec)
     sharding, patches = Sharding(block.zero_stage, ranks, RL_BUCKET), 4 * samples * block.max_prompt_tokens
     adapters = _adapters(geometry, block, 2)
     found = memory.training(
