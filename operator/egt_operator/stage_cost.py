@@ -1,7 +1,9 @@
 """How much each stage does and how long that takes: rows, generations, disk, GPU-hours. Pure."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from egt_operator import cost
 from egt_operator.api import EGTRunSpec, EvaluateStage, ProbeStage
@@ -47,12 +49,15 @@ def rows_of(spec: EGTRunSpec, prepared: Mapping[str, Metric]) -> Rows:
 
 
 def kept_of(spec: EGTRunSpec, rows: int | None) -> int | None:
-    """Samples that curate keeps of ``rows``."""
+    """Samples that curate keeps of ``rows``, if all can be ranked and no two have the same score."""
     keep = spec.curate.keep
     if keep.top_k is not None:
         return keep.top_k if rows is None else min(keep.top_k, rows)
-    share = keep.share if keep.share is not None else (keep.percentile or 0) / 100
-    return None if rows is None else int(share * rows)
+    if rows is None:
+        return None
+    if keep.share is not None:
+        return int(Fraction(str(keep.share)) * rows)  # as curation: 0.29 of 100 are 29, though 0.29 * 100 = 28.999..
+    return math.ceil((keep.percentile or 0) / 100 * (rows - 1))  # the ranks that lie below its place
 
 
 def rl_samples(spec: EGTRunSpec, rows: int | None) -> int | None:

@@ -14,10 +14,10 @@ SFT_BUCKET = 50_000_000  # elements reduced together, twice as communication ove
 RL_BUCKET = 500_000_000  # DeepSpeed's default, which OpenRLHF keeps
 ROLLOUT_SHARE = 0.5  # of a GPU, that vLLM takes beside the actor
 VLLM_SHARE = 0.92  # of a GPU, that vLLM takes alone: its own default
-ROLLOUTS_AT_ONCE = 256  # sequences an engine of rollouts works on: vLLM's default
+ROLLOUTS_AT_ONCE = 256  # sequences an engine of rollouts works on: set by the pipeline
 _VLLM_LOGIT_BYTES = 16  # of the logits of one step: float32, and what is computed of them
 _CPU_CACHE = 2**30  # of a rollout engine without a GPU
-_VLLM_PREFILL_TOKENS = 8192  # computed together, however many wait
+VLLM_PREFILL_TOKENS = 8192  # computed together, however many wait: set by the pipeline
 _BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -82,8 +82,8 @@ def sft_batch(spec: EGTRunSpec, geometry: Geometry) -> MicroBatch:
     """The largest micro-batch of sft: each of its samples as long as accepted, nothing but pictures, or nothing but
     response.
 
-    Logits go from the end of the shortest prompt to that of the longest sample, in all samples alike. Nothing but
-    maxLength bounds that: ``distill.maxTokens`` counts by the teacher's tokenizer, and a response may come with the data.
+    Logits go from the end of the shortest prompt to that of the longest sample, in all samples alike. Only maxLength
+    bounds that: ``distill.maxTokens`` counts by the teacher's tokenizer, and a response may come with the data.
     """
     block, samples = spec.sft, _samples(spec.sft)
     return MicroBatch(
@@ -167,7 +167,7 @@ class _Engine:
 
 def _vllm(geometry: Geometry, engine: _Engine, room: Room) -> tuple[Memory, int]:
     """What weights and one step leave of its share is cache, one sample's at the least; and the GPU that would do."""
-    fixed, tokens = engine.b * geometry.parameters, max(_VLLM_PREFILL_TOKENS, engine.longest)
+    fixed, tokens = engine.b * geometry.parameters, max(VLLM_PREFILL_TOKENS, engine.longest)
     pictures = 4 * engine.longest * memory.vision_frozen(geometry, engine.b)
     step = max(pictures, memory.prefill_activations(geometry, Prompts(1, tokens, 0), engine.b))
     step += _VLLM_LOGIT_BYTES * engine.at_once * geometry.vocabulary

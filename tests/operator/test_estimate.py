@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from rich.console import Console
 
 from build_manifest import manifest
@@ -13,8 +15,9 @@ from egt_operator.geometry import PUBLISHED, Known
 from egt_operator.gpus import PRODUCTS, offer_of
 from egt_operator.manifest_file import load_run
 from egt_operator.plan_view import print_estimate
-from egt_operator.stage_cost import Between
+from egt_operator.stage_cost import Between, kept_of
 from egt_pipeline.contract.graph import StageName
+from egt_pipeline.curation import amount
 
 PAPER = Path(__file__).parents[2] / "crds" / "examples" / "paper.yaml"
 SEVEN = Known(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"], "published shape")
@@ -64,6 +67,16 @@ def test_rows_that_prepare_has_counted_win_over_max_rows() -> None:
     found = estimate(run_of(data__rl__maxRows=1000, curate__keep={"share": 0.5}), SEVEN, prepared)
     assert (found.rows.sft, found.rows.rl, found.rows.evaluate) == (90, 80, 7)
     assert found.stages[StageName.RL].generations == Between(800, 800)  # 40 kept x 20 epochs
+
+
+@pytest.mark.parametrize(
+    "keep", [{"share": 0.29}, {"share": 0.15}, {"percentile": 29}, {"percentile": 12.5}, {"topK": 7}]
+)
+@pytest.mark.parametrize("rows", [41, 97, 100])
+def test_as_many_samples_are_counted_as_curation_keeps(keep: dict[str, Any], rows: int) -> None:
+    spec = run_of(curate__keep=keep).spec
+    kept, _ = amount(spec.curate.keep, np.arange(rows) / rows)
+    assert kept_of(spec, rows) == kept
 
 
 def test_max_steps_ends_rl_within_an_epoch() -> None:

@@ -122,3 +122,19 @@ def test_nothing_is_refused_where_no_limit_is_known(changes: dict[str, Any]) -> 
 
 def test_a_stage_without_gpus_is_not_refused_beside_others_that_have_some() -> None:
     assert "sft" not in refused(run_of(scheduling__gpuMemory="24Gi", sft__resources={"gpu": 0}))
+
+
+@pytest.mark.parametrize(
+    ("gib", "now", "said"),
+    [
+        (20, {}, "sft.processes: 16 and sft.pods: 2"),
+        (16, {}, "sft.processes: 32 and sft.pods: 4"),
+        (18, {"sft__processes": 8, "sft__pods": 4}, "sft.processes: 16"),
+        (16, {"sft__processes": 16, "sft__batchSize": 64}, "sft.processes: 32 and sft.pods: 2"),
+    ],
+)
+def test_more_gpus_than_a_pod_may_have_are_named_with_the_pods_they_are_in(
+    gib: int, now: dict[str, Any], said: str
+) -> None:
+    run = run_of(scheduling__gpuMemory=f"{gib}Gi", sft__microBatchSize=1, sft__maxLength=2048, **now)
+    assert str(refused(run)["sft"]).endswith(f"it fits with {said}")
