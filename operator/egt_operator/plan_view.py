@@ -110,7 +110,7 @@ def notes(found: Estimate) -> list[str]:
     unknown = [f"data.{name}" for name, rows in vars(found.rows).items() if rows is None]
     if unknown:
         lines.append(f"rows of {', '.join(unknown)}: known once prepare has read them, or from maxRows")
-    lines.append("memory: samples as long as they may be, prompts nothing but pictures")
+    lines.append("memory: samples as long as they may be; prompts all pictures, samples of sft all response")
     lines.append("disk: models and two checkpoints of one pod; data and pictures come on top")
     if not any(stage.gpus for stage in found.stages.values()):
         return [*lines, "no GPU is named (scheduling.gpuMemory): processes on the CPU, and nothing is refused"]
