@@ -9,6 +9,7 @@ from rich.table import Table
 
 from egt_operator.estimate import Estimate, StageEstimate
 from egt_operator.fit import GIB, Refusal
+from egt_operator.formulas_view import print_formulas
 from egt_operator.memory import Memory
 from egt_operator.plan import Forecast
 from egt_operator.stage_cost import Between
@@ -37,6 +38,9 @@ def print_estimate(console: Console, found: Estimate) -> None:
     console.print(_work(found))
     if any(stage.phases for stage in found.stages.values()):
         console.print(_memory(found))
+        print_formulas(
+            console, {label_of(stage, phase): phase.terms for stage in found.stages.values() for phase in stage.phases}
+        )
     for note in notes(found):
         console.print(f"· {note}", highlight=False)
 
@@ -70,13 +74,17 @@ def _memory(found: Estimate) -> Table:
         table.add_column(column, justify="right")
     if limit is not None:
         table.add_column(f"of {limit / GIB:.0f}", justify="right")
-    for name, stage in found.stages.items():
+    for stage in found.stages.values():
         for phase in stage.phases:
             kinds = [_gib(getattr(phase.memory, kind)) for kind in _KINDS]
             fits = [_fits(phase, limit)] if limit is not None else []
-            label = f"{name} {phase.name}" if len(stage.phases) > 1 else str(name)
-            table.add_row(label, *kinds, f"[bold]{_gib(phase.memory.total)}[/]", *fits)
+            table.add_row(label_of(stage, phase), *kinds, f"[bold]{_gib(phase.memory.total)}[/]", *fits)
     return table
+
+
+def label_of(stage: StageEstimate, phase: Phase) -> str:
+    """The stage, and which of its phases where it has several."""
+    return f"{stage.stage} {phase.name}" if len(stage.phases) > 1 else str(stage.stage)
 
 
 def _fits(phase: Phase, limit: int) -> str:
@@ -117,7 +125,7 @@ def notes(found: Estimate) -> list[str]:
     fastest = "fastest GPU allowed" if found.offer.products else "fastest GPU known of this size"
     return [
         *lines,
-        f"a GPU's memory: {found.offer.origin}; other: CUDA, NCCL and gaps",
+        f"a GPU's memory: {found.offer.origin}; other: CUDA, NCCL, gaps",
         f"hours from: {fastest} at 50 % of its peak, samples 1/4 of the longest,",
         "hours to: slowest one at 25 %, samples 1/2 of it; 3/4 of a prompt pictures, all rows usable",
         "hours without: loading models, queues, waiting for teacher and judge",
@@ -144,4 +152,4 @@ def as_data(line: Forecast, found: Estimate, refused: Sequence[Refusal]) -> dict
 
 def _phase_data(phase: Phase) -> dict[str, Any]:
     parts: Memory = phase.memory
-    return {"phase": phase.name, **vars(parts), "total": parts.total, "needs": phase.needs}
+    return {"phase": phase.name, **vars(parts), "total": parts.total, "needs": phase.needs, **vars(phase.terms)}

@@ -117,5 +117,14 @@ def test_the_tables_fit_100_columns_and_cut_no_word() -> None:
     text = shown(estimate(load_run(PAPER), SEVEN, {}))
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
-    for word in ("optimiser", "activations", "KV cache", "rl rollouts", "100,000 - 300,000", "fits"):
+    for word in (
+        "optimiser",
+        "activations",
+        "KV cache",
+        "rl rollouts",
+        "100,000 - 300,000",
+        "fits",
+        "12*T/N",
+        "T weights that",
+    ):
         assert word in text
