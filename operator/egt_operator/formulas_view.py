@@ -10,14 +10,14 @@ from egt_operator.formulas import SHAPE, WORK, Terms
 
 _Value = TypeVar("_Value", str, float)
 _WORDS = {"kv_cache": "KV cache", "overhead": "other"}
-_KINDS = ("weights", "gradients", "optimiser", "activations", "kv_cache", "overhead")
+KINDS = ("weights", "gradients", "optimiser", "activations", "kv_cache", "overhead")
 
 
 def print_formulas(console: Console, terms: Mapping[str, Terms]) -> None:
     """``terms`` are by the phase's label. Formulas of kinds come first, then those that these name."""
     table = Table("bytes of", "are", "in", box=None, padding=(0, 2, 0, 0), header_style="dim")
     names = dict.fromkeys(name for one in terms.values() for name in one.formulas)
-    for name in sorted(names, key=lambda name: _KINDS.index(name) if name in _KINDS else len(_KINDS)):
+    for name in sorted(names, key=lambda name: KINDS.index(name) if name in KINDS else len(KINDS)):
         found = _same({label: one.formulas for label, one in terms.items()}, name)
         for place, (formula, labels) in enumerate(found.items()):
             where = "" if len(labels) == len(terms) else ", ".join(labels)

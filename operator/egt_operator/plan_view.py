@@ -9,13 +9,11 @@ from rich.table import Table
 
 from egt_operator.estimate import Estimate, StageEstimate
 from egt_operator.fit import GIB, Refusal
-from egt_operator.formulas_view import print_formulas
+from egt_operator.formulas_view import KINDS, print_formulas
 from egt_operator.memory import Memory
 from egt_operator.plan import Forecast
 from egt_operator.stage_cost import Between
 from egt_operator.stage_memory import Phase
-
-_KINDS = ("weights", "gradients", "optimiser", "activations", "kv_cache", "overhead")
 
 
 def print_plan(lines: Sequence[Forecast], needs: Estimate, refused: Sequence[Refusal], *, as_json: bool) -> None:
@@ -52,17 +50,17 @@ def _work(found: Estimate) -> Table:
         table.add_column(column, justify="right")
     for name, stage in found.stages.items():
         disk = _tenths(stage.disk / 1e9) if stage.disk else ""
-        table.add_row(name, disk, _between(stage.generations), *(_time(stage) if gpus else ()))
+        table.add_row(name, disk, between_text(stage.generations), *(_time(stage) if gpus else ()))
     if found.gpu_hours is not None:
         table.add_section()
-        table.add_row("all", "", "", "", _between(found.gpu_hours), "")
+        table.add_row("all", "", "", "", between_text(found.gpu_hours), "")
     return table
 
 
 def _time(stage: StageEstimate) -> tuple[str, str, str]:
     hours, gpus = stage.gpu_hours, stage.gpus
     each = Between(hours.low / gpus, hours.high / gpus) if hours and gpus else None
-    return str(gpus or ""), _between(hours), _between(each)
+    return str(gpus or ""), between_text(hours), between_text(each)
 
 
 def _memory(found: Estimate) -> Table:
@@ -76,7 +74,7 @@ def _memory(found: Estimate) -> Table:
         table.add_column(f"of {limit / GIB:.0f}", justify="right")
     for stage in found.stages.values():
         for phase in stage.phases:
-            kinds = [_gib(getattr(phase.memory, kind)) for kind in _KINDS]
+            kinds = [_gib(getattr(phase.memory, kind)) for kind in KINDS]
             fits = [_fits(phase, limit)] if limit is not None else []
             table.add_row(label_of(stage, phase), *kinds, f"[bold]{_gib(phase.memory.total)}[/]", *fits)
     return table
@@ -99,7 +97,8 @@ def _tenths(value: float) -> str:
     return f"{value:,.1f}" if value >= 0.05 else "<0.1"
 
 
-def _between(found: Between | None) -> str:
+def between_text(found: Between | None) -> str:
+    """Both ends, or one where they look alike; empty if not known."""
     if found is None:
         return ""
     low, high = _number(found.low), _number(found.high)
