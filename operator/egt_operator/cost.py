@@ -50,13 +50,16 @@ def vision_flops(geometry: Geometry, picture_tokens: float) -> float:
 
 
 def training_seconds(
-    geometry: Geometry, pace: Pace, *, samples: int, length: int, logits: int, vision_trains: bool, checkpointing: bool
+    geometry: Geometry, pace: Pace, *, samples: int, length: int, vision_trains: bool, checkpointing: bool
 ) -> float:
-    """One GPU's time to train on all ``samples``: 3 or, with gradient checkpointing, 4 times the forward pass."""
+    """One GPU's time to train on all ``samples``: 3 or, with gradient checkpointing, 4 times the forward pass.
+
+    All tokens are counted with logits. In sft prompts have none, but the head is small beside the layers.
+    """
     t, pictures = length * pace.length_share, length * pace.length_share * IMAGE_SHARE
     passes = 4 if checkpointing else 3
     tower = vision_flops(geometry, pictures)
-    language = forward_flops(geometry, t, logits * pace.length_share, pictures) - tower
+    language = forward_flops(geometry, t, t, pictures) - tower
     flops = passes * language + tower * (passes if vision_trains else 1)
     return samples * flops / (pace.gpu.tflops * 1e12 * pace.compute_share)
 

@@ -1,6 +1,6 @@
 """What a run needs before it starts: GPUs, memory, disk, generations and GPU-hours of each stage. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Self
@@ -44,11 +44,15 @@ class Estimate:
     @property
     def gpu_hours(self) -> Between | None:
         """Of all stages together; None where one is not known."""
-        found = [one.gpu_hours for one in self.stages.values() if one.phases]
-        known = [hours for hours in found if hours is not None]
-        if not known or len(known) < len(found):
-            return None
-        return Between(sum(hours.low for hours in known), sum(hours.high for hours in known))
+        return hours_together([one.gpu_hours for one in self.stages.values() if one.phases])
+
+
+def hours_together(found: Sequence[Between | None]) -> Between | None:
+    """Their sum; None where one is not known, or there are none."""
+    known = [hours for hours in found if hours is not None]
+    if not known or len(known) < len(found):
+        return None
+    return Between(sum(hours.low for hours in known), sum(hours.high for hours in known))
 
 
 def estimate(run: EGTRun, known: Known, prepared: Mapping[str, Metric]) -> Estimate:

@@ -29,6 +29,7 @@ _PRICES = {"micro_batch_size": 1, "batch_size": 1, "zero_stage": 1, "processes":
 _PRICE_OF_SAMPLES = 3
 _GROWING = ("processes", "zero_stage")
 _MOST_PROCESSES = 64  # more than that is a decision about the cluster, not a setting
+_MOST_IN_A_POD = 8  # GPUs that one node has; a pod that asks for more is never scheduled
 _SHORTEST = 512  # tokens: below, hardly a sample is left
 _CHANGED_AT_ONCE = 3
 
@@ -75,7 +76,8 @@ def check_fits(refused: Sequence[Refusal]) -> None:
 def settings_that_fit(spec: EGTRunSpec, stage: StageName, geometry: Geometry, gpu_bytes: int) -> dict[str, Setting]:
     """The cheapest changes of the stage with which all its phases fit; empty: none do."""
     block, room = spec.stage(stage), Room(on_gpu=True, gpu_bytes=gpu_bytes)
-    for settings in _cheapest_first({knob: list(_values(knob, getattr(block, knob))) for knob in _KNOBS[stage]}):
+    for moves in _cheapest_first({knob: list(_values(knob, getattr(block, knob))) for knob in _KNOBS[stage]}):
+        settings = _in_pods(block, moves)
         other = _changed(spec, stage, settings)
         phases = phases_of(other, stage, geometry, room) if other else []
         if phases and all(phase.needs <= gpu_bytes for phase in phases):
@@ -93,6 +95,16 @@ def _cheapest_first(knobs: dict[str, list[Setting]]) -> list[dict[str, Setting]]
                 price = sum(_PRICES.get(knob, _PRICE_OF_SAMPLES) * (place + 1) for knob, place in moves)
                 found.append((price, {knob: knobs[knob][place] for knob, place in moves}))
     return [settings for _, settings in sorted(found, key=lambda one: one[0])]
+
+
+def _in_pods(block: Any, settings: dict[str, Setting]) -> dict[str, Setting]:
+    """With more pods where more processes than one pod may have are tried: 8, or as many as it has now."""
+    processes = settings.get("processes")
+    if not isinstance(processes, int):
+        return settings
+    most = max(_MOST_IN_A_POD, block.processes // block.pods)
+    pods = next(pods for pods in range(block.pods, processes + 1) if processes % pods == 0 and processes <= pods * most)
+    return settings if pods == block.pods else {**settings, "pods": pods}
 
 
 def _shown(value: Setting) -> str:

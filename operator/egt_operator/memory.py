@@ -1,7 +1,6 @@
-"""What one process holds at its peak, by kind, in bytes: one pure function a formula.
+"""What one process holds at its peak, by kind, in bytes: one pure function a formula, whose text is in formulas.py.
 
-Symbols: P all weights, T those that train, N ranks, b bytes a number (2 in bfloat16, 4 in float32); n layers, H hidden,
-I intermediate and V vocabulary size, t tokens of a micro-batch. ZeRO: Rajbhandari et al., arXiv 1910.02054, section 5,
+Symbols are those of formulas.py. ZeRO: Rajbhandari et al., arXiv 1910.02054, section 5,
 with the buffers of DeepSpeed 0.19. Activations are counted from the tensors that transformers' Qwen2.5-VL keeps for its
 backward pass. tests/operator/test_memory_*.py compare each with what the real code allocates.
 """
@@ -77,7 +76,7 @@ SFT_LOGIT_BYTES, RL_LOGIT_BYTES = 12, 16
 
 
 def weights(geometry: Geometry, sharding: Sharding, b: int) -> int:
-    """ZeRO-0 and 2: bP. ZeRO-3: bP/N, and what is gathered: b min(P, 10^9) with the buffer it arrives in."""
+    """All of them; under ZeRO-3 a rank's share, and what is gathered, with the buffer it arrives in."""
     if sharding.stage < 3:
         return b * geometry.parameters
     live = min(geometry.parameters, _MOST_GATHERED)
@@ -86,22 +85,22 @@ def weights(geometry: Geometry, sharding: Sharding, b: int) -> int:
 
 
 def gradients(trainable: int, sharding: Sharding, b: int) -> int:
-    """ZeRO-0: 4T, with DistributedDataParallel's buckets 8T. ZeRO-2 and 3: bT/N and the reduce buckets."""
+    """Float32 under ZeRO-0, twice with DistributedDataParallel's buckets; else a rank's share and reduce buckets."""
     if sharding.stage == 0:
         return 4 * trainable * (2 if sharding.ranks > 1 else 1)
     return b * trainable // sharding.ranks + b * sharding.bucket * sharding.buckets
 
 
 def optimiser(trainable: int, sharding: Sharding) -> int:
-    """AdamW. ZeRO-0: 8T, the weights are float32 already. ZeRO-2 and 3: 12T/N."""
+    """AdamW. Under ZeRO-0 two moments, as the weights are float32 already; else a rank's share, and those weights."""
     if sharding.stage == 0:
         return 8 * trainable
     return _ADAM_BYTES * trainable // sharding.ranks
 
 
 def step_copy(trainable: int, sharding: Sharding, b: int) -> int:
-    """Gradients while the optimiser steps, when activations are gone: in float32 4T/N, in groups of 10^9 under ZeRO-3;
-    ZeRO-2 lays them side by side before, b T/N more.
+    """Float32 gradients while the optimiser steps, when activations are gone: in groups under ZeRO-3; under ZeRO-2 all,
+    laid side by side before.
     """
     share = trainable // sharding.ranks
     match sharding.stage:
@@ -115,9 +114,8 @@ def step_copy(trainable: int, sharding: Sharding, b: int) -> int:
 def layer_kept(geometry: Geometry, b: int) -> int:
     """Bytes a token that one decoder layer keeps for its backward pass.
 
-    Two norms (8 + 4b)H: a float32 copy of the input, the normed, the weighted. Attention 2bH + 2b kv for queries and
-    output, keys and values, 4 a head for its sums, 2b d for the rotary cosines and sines. MLP 4bI: gate, its SiLU, up,
-    their product.
+    Two norms: a float32 copy of the input, the normed, the weighted. Attention: queries and output, keys and values,
+    sums of its heads, rotary cosines and sines. MLP: gate, its SiLU, up, their product.
     """
     norms = (8 + 4 * b) * geometry.hidden
     attention = 2 * b * (geometry.hidden + geometry.kv_width + geometry.head_size) + 4 * geometry.heads
@@ -131,16 +129,14 @@ def adapters_kept(geometry: Geometry, rank: int, adapter_bytes: int) -> int:
 
 
 def layer_backward(geometry: Geometry, b: int) -> int:
-    """Bytes a token on top of ``layer_kept`` while a layer goes backward: b(H + 2I), gradients of its output and MLP,
-    and 6bd for the rotary tables of three axes, which all layers share.
-    """
+    """Bytes a token on top of ``layer_kept`` on the way back: gradients of output and MLP, tables of three axes."""
     return b * (geometry.hidden + 2 * geometry.intermediate + 6 * geometry.head_size)
 
 
 def vision_frozen(geometry: Geometry, b: int) -> int:
     """Bytes a patch that a frozen vision tower holds: pixels twice, and the larger of attention and MLP of one block.
 
-    Attention 32h: queries and keys are turned in float32, part by part, by tables of 24h / heads. MLP 8h + 3bi.
+    In attention queries and keys are turned in float32, part by part, by tables.
     """
     h, i = geometry.vision.hidden, geometry.vision.intermediate
     tables = 24 * h // geometry.vision.heads
@@ -163,9 +159,8 @@ def training_activations(
 ) -> int:
     """The larger of two moments of the backward pass, gradients under way included (``reduced``: they are not kept).
 
-    At the loss: what all layers keep (nbHt with gradient checkpointing, else n times ``layer_kept``), the last norm,
-    and everything on the logits or, later, their gradient and that of the head. In the last layer: what all layers
-    keep, one layer anew, ``layer_backward``, and the gradient of its largest matrix.
+    At the loss: what all layers keep, the last norm, and all on the logits or, later, their gradient and that of the
+    head. In the last layer: what all layers keep, one layer anew, and the gradient of its largest matrix.
     """
     t, hidden = batch.tokens, geometry.hidden
     one = (layer_kept(geometry, b) + batch.adapters) * t
@@ -182,37 +177,42 @@ def training_activations(
     return max(language, vision_frozen(geometry, b) * batch.patches)
 
 
-def training(
-    geometry: Geometry,
-    sharding: Sharding,
-    batch: MicroBatch,
-    *,
-    trainable: int,
-    b: int,
-    held: int,
-    checkpointing: bool,
-    vision_trains: bool,
-) -> Memory:
-    """One rank of a training at its peak: in the backward pass, or while the optimiser steps.
+@dataclass(frozen=True)
+class Training:
+    """What one rank trains: a weight is kept in ``held`` bytes and used in ``b``."""
 
-    A weight is kept in ``held`` bytes and used in ``b``. Adapters leave head and matrices without gradients.
-    """
-    reduced = sharding.stage > 0 and trainable >= geometry.language_parameters
-    activations = training_activations(
-        geometry, batch, b, checkpointing=checkpointing, vision_trains=vision_trains, reduced=reduced
-    )
-    if held > b:
-        activations += b * geometry.parameters  # the casts stay until the forward pass is over
+    geometry: Geometry
+    sharding: Sharding
+    batch: MicroBatch
+    trainable: int
+    b: int
+    held: int
+    checkpointing: bool
+    vision_trains: bool
+
+    @property
+    def reduced(self) -> bool:
+        """Head and matrices have gradients, which adapters leave them without, and they leave as they come."""
+        return self.sharding.stage > 0 and self.trainable >= self.geometry.language_parameters
+
+
+def training(made: Training) -> Memory:
+    """One rank of a training at its peak: in the backward pass, or while the optimiser steps."""
+    sharding, b = made.sharding, made.b
+    how = {"checkpointing": made.checkpointing, "vision_trains": made.vision_trains, "reduced": made.reduced}
+    activations = training_activations(made.geometry, made.batch, b, **how)
+    if made.held > b:
+        activations += b * made.geometry.parameters  # the casts stay until the forward pass is over
     return Memory(
-        weights=weights(geometry, sharding, held),
-        gradients=gradients(trainable, sharding, held),
-        optimiser=optimiser(trainable, sharding),
-        activations=max(activations, step_copy(trainable, sharding, b)),
+        weights=weights(made.geometry, sharding, made.held),
+        gradients=gradients(made.trainable, sharding, made.held),
+        optimiser=optimiser(made.trainable, sharding),
+        activations=max(activations, step_copy(made.trainable, sharding, b)),
     )
 
 
 def kv_cache(geometry: Geometry, tokens: int, b: int) -> int:
-    """2 n kv b a token: keys and values of all layers."""
+    """Keys and values of all layers."""
     return 2 * geometry.layers * geometry.kv_width * b * tokens
 
 
@@ -227,13 +227,13 @@ class Prompts:
 
 
 def prefill_activations(geometry: Geometry, prompts: Prompts, b: int) -> int:
-    """What the prompts hold while the MLP of a layer computes: b(5H + 3I) a token, and a mask of length x length."""
+    """What the prompts hold while the MLP of a layer computes, and a mask of length x length."""
     each = b * (5 * geometry.hidden + 3 * geometry.intermediate) + prompts.prompt
     return prompts.count * prompts.prompt * each
 
 
 def generation(geometry: Geometry, prompts: Prompts, b: int) -> Memory:
-    """The transformers engine: weights bP, a float32 head 4HV, the cache, and what two moments add to it.
+    """The transformers engine: weights, a float32 head, the cache, and what two moments add to it.
 
     While prompts are read: their pictures or ``prefill_activations``, beside a cache that holds no response yet. At the
     last token: the keys of a layer anew beside the old ones, or keys and values of a layer repeated for all heads.

@@ -9,12 +9,11 @@ from rich.table import Table
 
 from egt_operator.estimate import Estimate, StageEstimate
 from egt_operator.fit import GIB, Refusal
+from egt_operator.formulas_view import KINDS, print_formulas
 from egt_operator.memory import Memory
 from egt_operator.plan import Forecast
 from egt_operator.stage_cost import Between
 from egt_operator.stage_memory import Phase
-
-_KINDS = ("weights", "gradients", "optimiser", "activations", "kv_cache", "overhead")
 
 
 def print_plan(lines: Sequence[Forecast], needs: Estimate, refused: Sequence[Refusal], *, as_json: bool) -> None:
@@ -37,6 +36,9 @@ def print_estimate(console: Console, found: Estimate) -> None:
     console.print(_work(found))
     if any(stage.phases for stage in found.stages.values()):
         console.print(_memory(found))
+        print_formulas(
+            console, {label_of(stage, phase): phase.terms for stage in found.stages.values() for phase in stage.phases}
+        )
     for note in notes(found):
         console.print(f"· {note}", highlight=False)
 
@@ -48,17 +50,17 @@ def _work(found: Estimate) -> Table:
         table.add_column(column, justify="right")
     for name, stage in found.stages.items():
         disk = _tenths(stage.disk / 1e9) if stage.disk else ""
-        table.add_row(name, disk, _between(stage.generations), *(_time(stage) if gpus else ()))
+        table.add_row(name, disk, between_text(stage.generations), *(_time(stage) if gpus else ()))
     if found.gpu_hours is not None:
         table.add_section()
-        table.add_row("all", "", "", "", _between(found.gpu_hours), "")
+        table.add_row("all", "", "", "", between_text(found.gpu_hours), "")
     return table
 
 
 def _time(stage: StageEstimate) -> tuple[str, str, str]:
     hours, gpus = stage.gpu_hours, stage.gpus
     each = Between(hours.low / gpus, hours.high / gpus) if hours and gpus else None
-    return str(gpus or ""), _between(hours), _between(each)
+    return str(gpus or ""), between_text(hours), between_text(each)
 
 
 def _memory(found: Estimate) -> Table:
@@ -70,13 +72,17 @@ def _memory(found: Estimate) -> Table:
         table.add_column(column, justify="right")
     if limit is not None:
         table.add_column(f"of {limit / GIB:.0f}", justify="right")
-    for name, stage in found.stages.items():
+    for stage in found.stages.values():
         for phase in stage.phases:
-            kinds = [_gib(getattr(phase.memory, kind)) for kind in _KINDS]
+            kinds = [_gib(getattr(phase.memory, kind)) for kind in KINDS]
             fits = [_fits(phase, limit)] if limit is not None else []
-            label = f"{name} {phase.name}" if len(stage.phases) > 1 else str(name)
-            table.add_row(label, *kinds, f"[bold]{_gib(phase.memory.total)}[/]", *fits)
+            table.add_row(label_of(stage, phase), *kinds, f"[bold]{_gib(phase.memory.total)}[/]", *fits)
     return table
+
+
+def label_of(stage: StageEstimate, phase: Phase) -> str:
+    """The stage, and which of its phases where it has several."""
+    return f"{stage.stage} {phase.name}" if len(stage.phases) > 1 else str(stage.stage)
 
 
 def _fits(phase: Phase, limit: int) -> str:
@@ -91,7 +97,8 @@ def _tenths(value: float) -> str:
     return f"{value:,.1f}" if value >= 0.05 else "<0.1"
 
 
-def _between(found: Between | None) -> str:
+def between_text(found: Between | None) -> str:
+    """Both ends, or one where they look alike; empty if not known."""
     if found is None:
         return ""
     low, high = _number(found.low), _number(found.high)
@@ -110,14 +117,14 @@ def notes(found: Estimate) -> list[str]:
     unknown = [f"data.{name}" for name, rows in vars(found.rows).items() if rows is None]
     if unknown:
         lines.append(f"rows of {', '.join(unknown)}: known once prepare has read them, or from maxRows")
-    lines.append("memory: samples as long as they may be, prompts nothing but pictures")
+    lines.append("memory: samples as long as they may be; prompts all pictures, samples of sft all response")
     lines.append("disk: models and two checkpoints of one pod; data and pictures come on top")
     if not any(stage.gpus for stage in found.stages.values()):
         return [*lines, "no GPU is named (scheduling.gpuMemory): processes on the CPU, and nothing is refused"]
     fastest = "fastest GPU allowed" if found.offer.products else "fastest GPU known of this size"
     return [
         *lines,
-        f"a GPU's memory: {found.offer.origin}; other: CUDA, NCCL and gaps",
+        f"a GPU's memory: {found.offer.origin}; other: CUDA, NCCL, gaps",
         f"hours from: {fastest} at 50 % of its peak, samples 1/4 of the longest,",
         "hours to: slowest one at 25 %, samples 1/2 of it; 3/4 of a prompt pictures, all rows usable",
         "hours without: loading models, queues, waiting for teacher and judge",
@@ -144,4 +151,4 @@ def as_data(line: Forecast, found: Estimate, refused: Sequence[Refusal]) -> dict
 
 def _phase_data(phase: Phase) -> dict[str, Any]:
     parts: Memory = phase.memory
-    return {"phase": phase.name, **vars(parts), "total": parts.total, "needs": phase.needs}
+    return {"phase": phase.name, **vars(parts), "total": parts.total, "needs": phase.needs, **vars(phase.terms)}

@@ -1,13 +1,15 @@
 """How much each stage does and how long that takes: rows, generations, disk, GPU-hours. Pure."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from egt_operator import cost
 from egt_operator.api import EGTRunSpec, EvaluateStage, ProbeStage
 from egt_operator.geometry import Geometry
 from egt_operator.gpus import Offer
-from egt_operator.stage_memory import ROLLOUTS_AT_ONCE, engine_of, rl_length, sft_logits, trainable_of
+from egt_operator.stage_memory import ROLLOUTS_AT_ONCE, engine_of, rl_length, trainable_of
 from egt_pipeline.contract.data import DataSource
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Metric
@@ -47,12 +49,15 @@ def rows_of(spec: EGTRunSpec, prepared: Mapping[str, Metric]) -> Rows:
 
 
 def kept_of(spec: EGTRunSpec, rows: int | None) -> int | None:
-    """Samples that curate keeps of ``rows``."""
+    """Samples that curate keeps of ``rows``, if all can be ranked and no two have the same score."""
     keep = spec.curate.keep
     if keep.top_k is not None:
         return keep.top_k if rows is None else min(keep.top_k, rows)
-    share = keep.share if keep.share is not None else (keep.percentile or 0) / 100
-    return None if rows is None else int(share * rows)
+    if rows is None:
+        return None
+    if keep.share is not None:
+        return int(Fraction(str(keep.share)) * rows)  # as curation: 0.29 of 100 are 29, though 0.29 * 100 = 28.999..
+    return math.ceil((keep.percentile or 0) / 100 * (rows - 1))  # the ranks that lie below its place
 
 
 def rl_samples(spec: EGTRunSpec, rows: int | None) -> int | None:
@@ -127,7 +132,6 @@ def _seconds(spec: EGTRunSpec, stage: StageName, geometry: Geometry, pace: cost.
                 pace,
                 samples=samples,
                 length=spec.sft.max_length,
-                logits=sft_logits(spec),
                 vision_trains=not spec.sft.freeze_vision,
                 checkpointing=True,
             )
@@ -169,6 +173,6 @@ def _rl_seconds(spec: EGTRunSpec, geometry: Geometry, pace: cost.Pace, samples: 
     scoring = models * cost.scoring_seconds(geometry, pace, samples=samples, length=length)
     trains = not block.freeze_vision
     training = cost.training_seconds(
-        geometry, pace, samples=samples, length=length, logits=length, vision_trains=trains, checkpointing=True
+        geometry, pace, samples=samples, length=length, vision_trains=trains, checkpointing=True
     )
     return rollouts + scoring + training

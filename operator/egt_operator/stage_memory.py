@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from egt_operator import memory
+from egt_operator import formulas, memory
 from egt_operator.api import EGTRunSpec, EvaluateStage, ProbeStage, RLStage, SFTStage
+from egt_operator.formulas import Terms
 from egt_operator.geometry import Geometry
-from egt_operator.memory import Memory, MicroBatch, Prompts, Sharding
+from egt_operator.memory import Memory, MicroBatch, Prompts, Sharding, Training
 from egt_pipeline.contract.graph import StageName
 
 # What the stages are run with; tests/operator/test_stage_memory.py compares them with the pipeline's own.
@@ -14,10 +15,10 @@ SFT_BUCKET = 50_000_000  # elements reduced together, twice as communication ove
 RL_BUCKET = 500_000_000  # DeepSpeed's default, which OpenRLHF keeps
 ROLLOUT_SHARE = 0.5  # of a GPU, that vLLM takes beside the actor
 VLLM_SHARE = 0.92  # of a GPU, that vLLM takes alone: its own default
-ROLLOUTS_AT_ONCE = 256  # sequences an engine of rollouts works on: vLLM's default
+ROLLOUTS_AT_ONCE = 256  # sequences an engine of rollouts works on: set by the pipeline
 _VLLM_LOGIT_BYTES = 16  # of the logits of one step: float32, and what is computed of them
 _CPU_CACHE = 2**30  # of a rollout engine without a GPU
-_VLLM_PREFILL_TOKENS = 8192  # computed together, however many wait
+VLLM_PREFILL_TOKENS = 8192  # computed together, however many wait: set by the pipeline
 _BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -42,6 +43,7 @@ class Phase:
     name: Literal["training", "rollouts", "generation"]
     memory: Memory
     needs: int
+    terms: Terms
 
 
 def ranks_of(block: SFTStage | RLStage) -> int:
@@ -60,45 +62,56 @@ def phases_of(spec: EGTRunSpec, stage: StageName, geometry: Geometry, room: Room
     """The peaks of a stage's processes; none for stages that run no model."""
     match stage:
         case StageName.SFT:
-            return [_phase(stage, "training", _sft(spec, geometry, room), room)]
+            return [_training(stage, _sft(spec, geometry, room), room)]
         case StageName.RL:
-            training = _phase(stage, "training", _rl(spec, geometry, room), room)
+            training = _training(stage, _rl(spec, geometry, room), room, _references(spec))
             return [training, _rollouts(spec, geometry, room)]
         case StageName.PROBE | StageName.EVALUATE:
             return [_generation(spec, stage, geometry, room)]
     return []
 
 
-def _phase(stage: StageName, name: Literal["training", "generation"], found: Memory, room: Room) -> Phase:
-    found = found.plus(overhead=room.overhead)
-    return Phase(stage, name, found, found.total)
+def _training(stage: StageName, made: Training, room: Room, references: int = 0) -> Phase:
+    """With as many ``references`` beside it, divided as its own weights are."""
+    sharded = made.sharding.stage == 3
+    beside = references * 2 * made.geometry.parameters // (made.sharding.ranks if sharded else 1)
+    found = memory.training(made).plus(weights=beside, overhead=room.overhead)
+    terms = formulas.training(made, formulas.copies(references, sharded=sharded), on_gpu=room.on_gpu)
+    return Phase(stage, "training", found, found.total, terms)
 
 
 def _adapters(geometry: Geometry, block: SFTStage | RLStage, adapter_bytes: int) -> int:
     return memory.adapters_kept(geometry, block.lora.rank, adapter_bytes) if block.lora else 0
 
 
-def sft_logits(spec: EGTRunSpec) -> int:
-    """Positions of a sample that get logits: its response, which the teacher's limit bounds where there is one."""
-    return min(spec.sft.max_length, spec.distill.max_tokens if spec.distill.enabled else spec.sft.max_length)
+def sft_batch(spec: EGTRunSpec, geometry: Geometry) -> MicroBatch:
+    """The largest micro-batch of sft: each of its samples as long as accepted, nothing but pictures, or nothing but
+    response.
 
-
-def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
-    block, ranks = spec.sft, ranks_of(spec.sft)
-    b, samples = _BYTES[block.precision], min(block.micro_batch_size, -(-block.batch_size // ranks))
-    logits = sft_logits(spec)
-    batch = MicroBatch(
+    Logits go from the end of the shortest prompt to that of the longest sample, in all samples alike. Only maxLength
+    bounds that: ``distill.maxTokens`` counts by the teacher's tokenizer, and a response may come with the data.
+    """
+    block, samples = spec.sft, _samples(spec.sft)
+    return MicroBatch(
         samples=samples,
         length=block.max_length,
-        logits=logits,
+        logits=block.max_length,
         logit_bytes=memory.SFT_LOGIT_BYTES,
-        patches=4 * samples * min(block.max_length, spec.rl.max_prompt_tokens),
-        adapters=_adapters(geometry, block, b if block.zero_stage else 4),
+        patches=4 * samples * block.max_length,
+        adapters=_adapters(geometry, block, _BYTES[block.precision] if block.zero_stage else 4),
     )
-    return memory.training(
+
+
+def _samples(block: SFTStage | RLStage) -> int:
+    return min(block.micro_batch_size, -(-block.batch_size // ranks_of(block)))
+
+
+def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Training:
+    block, b = spec.sft, _BYTES[spec.sft.precision]
+    return Training(
         geometry,
-        Sharding(block.zero_stage, ranks, SFT_BUCKET, buckets=2 if room.on_gpu else 1),
-        batch,
+        Sharding(block.zero_stage, ranks_of(block), SFT_BUCKET, buckets=2 if room.on_gpu else 1),
+        sft_batch(spec, geometry),
         trainable=trainable_of(geometry, block),
         b=b,
         # Without DeepSpeed weights that train are float32, and cast as they are used.
@@ -108,14 +121,12 @@ def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
     )
 
 
-def _rl(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
-    block, ranks = spec.rl, ranks_of(spec.rl)
-    samples, length = min(block.micro_batch_size, -(-block.batch_size // ranks)), rl_length(spec)
-    sharding, patches = Sharding(block.zero_stage, ranks, RL_BUCKET), 4 * samples * block.max_prompt_tokens
-    adapters = _adapters(geometry, block, 2)
-    found = memory.training(
+def _rl(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Training:
+    block, samples, length = spec.rl, _samples(spec.rl), rl_length(spec)
+    patches, adapters = 4 * samples * block.max_prompt_tokens, _adapters(geometry, block, 2)
+    return Training(
         geometry,
-        sharding,
+        Sharding(block.zero_stage, ranks_of(block), RL_BUCKET),
         MicroBatch(samples, length, length, memory.RL_LOGIT_BYTES, patches, adapters),
         trainable=trainable_of(geometry, block),
         b=2,
@@ -123,7 +134,6 @@ def _rl(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Memory:
         checkpointing=room.on_gpu,
         vision_trains=not block.freeze_vision,
     )
-    return found.plus(weights=_reference(spec, geometry))
 
 
 def rl_length(spec: EGTRunSpec) -> int:
@@ -131,21 +141,27 @@ def rl_length(spec: EGTRunSpec) -> int:
     return spec.rl.max_prompt_tokens + spec.rl.max_new_tokens
 
 
-def _reference(spec: EGTRunSpec, geometry: Geometry) -> int:
-    """Weights of the model that the KL penalty compares with; what it gathers is gone before the actor gathers."""
-    if spec.rl.kl_coefficient == 0:
-        return 0
-    return 2 * geometry.parameters // (ranks_of(spec.rl) if spec.rl.zero_stage == 3 else 1)
+def _references(spec: EGTRunSpec) -> int:
+    """Models that the KL penalty compares with; what one gathers is gone before the actor gathers."""
+    return 0 if spec.rl.kl_coefficient == 0 else 1
 
 
 def _rollouts(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Phase:
     """vLLM on its share of the GPU, beside the weights of the sleeping actor, whose optimiser lies in host memory."""
-    ranks, stage = ranks_of(spec.rl), spec.rl.zero_stage
-    actor = 2 * geometry.parameters // (ranks if stage == 3 else 1) + _reference(spec, geometry)
-    found, needs = _vllm(geometry, _Engine(ROLLOUT_SHARE, rl_length(spec), ROLLOUTS_AT_ONCE), room)
+    models, sharded = 1 + _references(spec), spec.rl.zero_stage == 3
+    actor = models * _copy(spec, geometry)
+    found, needs, work = _vllm(geometry, _Engine(ROLLOUT_SHARE, rl_length(spec), ROLLOUTS_AT_ONCE), room)
     beside = (actor + room.overhead) / (1 - ROLLOUT_SHARE)
     held = found.plus(weights=actor, overhead=room.overhead)
-    return Phase(StageName.RL, "rollouts", held, max(needs, int(beside)))
+    pool = formulas.vllm_pool(on_gpu=room.on_gpu, known=room.gpu_bytes is not None)
+    more = formulas.copies(models, sharded=sharded)
+    terms = formulas.vllm(geometry, pool, more, {**work, "N": ranks_of(spec.rl)}, shares=room.on_gpu)
+    return Phase(StageName.RL, "rollouts", held, max(needs, int(beside)), terms)
+
+
+def _copy(spec: EGTRunSpec, geometry: Geometry) -> int:
+    """Weights of one more model in rl, as far as they lie on one rank."""
+    return 2 * geometry.parameters // (ranks_of(spec.rl) if spec.rl.zero_stage == 3 else 1)
 
 
 @dataclass(frozen=True)
@@ -158,9 +174,11 @@ class _Engine:
     b: int = 2
 
 
-def _vllm(geometry: Geometry, engine: _Engine, room: Room) -> tuple[Memory, int]:
-    """What weights and one step leave of its share is cache, one sample's at the least; and the GPU that would do."""
-    fixed, tokens = engine.b * geometry.parameters, max(_VLLM_PREFILL_TOKENS, engine.longest)
+def _vllm(geometry: Geometry, engine: _Engine, room: Room) -> tuple[Memory, int, dict[str, float]]:
+    """What weights and one step leave of its share is cache, one sample's at the least; the GPU that would do; and the
+    symbols of its formulas.
+    """
+    fixed, tokens = engine.b * geometry.parameters, max(VLLM_PREFILL_TOKENS, engine.longest)
     pictures = 4 * engine.longest * memory.vision_frozen(geometry, engine.b)
     step = max(pictures, memory.prefill_activations(geometry, Prompts(1, tokens, 0), engine.b))
     step += _VLLM_LOGIT_BYTES * engine.at_once * geometry.vocabulary
@@ -169,7 +187,8 @@ def _vllm(geometry: Geometry, engine: _Engine, room: Room) -> tuple[Memory, int]
     if room.gpu_bytes is not None:
         pool = max(one, int(engine.share * room.gpu_bytes) - fixed - step)
     needs = int((fixed + step + one) / engine.share)
-    return Memory(weights=fixed, activations=step, kv_cache=pool), needs
+    work = {"b": engine.b, "s": engine.at_once, "m": engine.longest, "f": tokens, "u": engine.share}
+    return Memory(fixed, activations=step, kv_cache=pool), needs, work | {"G": room.gpu_bytes or 0}
 
 
 def engine_of(block: ProbeStage | EvaluateStage, *, on_gpu: bool) -> Literal["transformers", "vllm"]:
@@ -183,7 +202,12 @@ def _generation(spec: EGTRunSpec, stage: StageName, geometry: Geometry, room: Ro
     block = spec.probe if stage is StageName.PROBE else spec.evaluate
     b, prompt = _BYTES[block.precision], spec.rl.max_prompt_tokens
     if engine_of(block, on_gpu=room.on_gpu) == "vllm":
-        engine = _Engine(VLLM_SHARE, prompt + block.max_new_tokens, block.batch_size, b)
-        return Phase(stage, "generation", *_vllm(geometry, engine, room))
+        found, needs, work = _vllm(
+            geometry, _Engine(VLLM_SHARE, prompt + block.max_new_tokens, block.batch_size, b), room
+        )
+        pool = formulas.vllm_pool(on_gpu=room.on_gpu, known=room.gpu_bytes is not None)
+        return Phase(stage, "generation", found, needs, formulas.vllm(geometry, pool, "", work, shares=False))
     prompts = Prompts(block.batch_size, prompt, block.max_new_tokens, patches=4 * block.batch_size * prompt)
-    return _phase(stage, "generation", memory.generation(geometry, prompts, b), room)
+    found = memory.generation(geometry, prompts, b).plus(overhead=room.overhead)
+    terms = formulas.generation(geometry, prompts, b, on_gpu=room.on_gpu)
+    return Phase(stage, "generation", found, found.total, terms)

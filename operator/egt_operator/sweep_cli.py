@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
@@ -16,13 +16,13 @@ from rich.table import Table
 
 from egt_operator.api import EGTRun
 from egt_operator.cli_parts import CHANGES_EXIT, PROBLEMS_EXIT, OutputOption, StoreOption, is_json
-from egt_operator.plan import Task
-from egt_operator.sweep import SWEEP_LABEL, Census, SweepRun, census, tasks_of, waves
+from egt_operator.sweep import SWEEP_LABEL, SweepRun, tasks_of, waves
 from egt_operator.sweep_local import open_members, read_sweep, run_members
 from egt_operator.sweep_outcome import outcome_of
+from egt_operator.sweep_plan import as_data, look, missing_of, print_sweep
 from egt_pipeline.contract.chain import chain
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.fingerprint import local_sources, missing_sources
+from egt_pipeline.contract.fingerprint import local_sources
 from egt_pipeline.contract.graph import StageName
 
 if TYPE_CHECKING:
@@ -37,63 +37,26 @@ SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="An EGTSweep (YA
 
 @sweep_app.command("plan")
 def plan(file: SweepFile, store: StoreOption = None, output: OutputOption = "text") -> None:
-    """Say which stages would run now, shared ones once.
+    """Say which stages would run now, shared ones once, and their GPU-hours.
 
     Exit code 0: nothing would run; 2: something would; 64: the command, the sweep, its base or its
     store cannot be read, or a source does not exist; 65: an artifact is damaged; 69: the store
-    does not answer.
+    does not answer: then it is said what would run if nothing were published.
     """
     wants_json = is_json(output)
     _, runs = read_sweep(file)
-    chains = [member.local.chain() for member in open_members(runs, store)]
-    tasks = [tasks_of(links) for links, _ in chains]
-    published = {task for _, found in chains for task in found}
-    counts = census(tasks, published)
-    lines = _first_uses(runs, tasks, published)
+    seen = look(runs, store)
     if wants_json:
-        print(json.dumps({"stages": [{**vars(count), "to_run": count.to_run} for count in counts], "runs": lines}))
+        print(json.dumps(as_data(seen)))
     else:
-        _print_plan(counts, lines)
-    missing = dict.fromkeys(_missing(runs, tasks, published))
+        print_sweep(seen)
+    missing = dict.fromkeys(missing_of(seen))
     for line in missing:
         print(f"prepare will fail: {line}", file=sys.stderr)
-    if any(count.to_run for count in counts):
+    if seen.trouble is not None:
+        raise seen.trouble
+    if any(count.to_run for count in seen.counts):
         raise typer.Exit(TaskError.exit_code if missing else CHANGES_EXIT)
-
-
-def _missing(
-    runs: Sequence[SweepRun], tasks: Sequence[Mapping[StageName, Task]], published: set[Task]
-) -> Iterator[str]:
-    """Sources that do not exist, of the runs whose data are not prepared yet."""
-    for entry, needed in zip(runs, tasks, strict=True):
-        if needed[StageName.PREPARE] not in published:
-            yield from missing_sources(entry.run.recipes[StageName.PREPARE])  # type: ignore[arg-type]
-
-
-def _first_uses(
-    runs: Sequence[SweepRun], tasks: Sequence[Mapping[StageName, Task]], published: set[Task]
-) -> list[dict[str, Any]]:
-    """Per run, the stages that would run for it: those that are not published, and that no run before it needs."""
-    seen = set(published)
-    lines = []
-    for run, needed in zip(runs, tasks, strict=True):
-        new = [task.stage for task in needed.values() if task not in seen]
-        seen.update(needed.values())
-        lines.append({"run": run.name, "arm": run.arm, "seed": run.seed, "to_run": new})
-    return lines
-
-
-def _print_plan(counts: Sequence[Census], lines: Sequence[Mapping[str, Any]]) -> None:
-    console = Console()
-    table = Table("run", "stages that would run for it")
-    for line in lines:
-        table.add_row(line["run"], ", ".join(line["to_run"]) or "none")
-    console.print(table)
-    totals = Table("stage", "used by runs", "distinct", "published", "to run")
-    for count in counts:
-        numbers = (count.used, count.distinct, count.published, count.to_run)
-        totals.add_row(count.stage, *map(str, numbers))
-    console.print(totals)
 
 
 @sweep_app.command("run")

@@ -15,7 +15,7 @@ import pytest
 
 from egt_operator import memory
 from egt_operator.geometry import PUBLISHED, Geometry, read_config
-from egt_operator.memory import MicroBatch, Prompts, Sharding
+from egt_operator.memory import MicroBatch, Prompts, Sharding, Training
 from egt_pipeline.contract.training import LoRA
 
 ROOT = Path(__file__).parents[2]
@@ -93,14 +93,16 @@ def test_the_peak_of_a_step_under_deepspeed_is_never_understated_by_more_than_10
     geometry = geometry_of(case)
     batch = MicroBatch(samples=1, length=32, logits=32, logit_bytes=4)  # the loss of that measurement is a mean
     said = memory.training(
-        geometry,
-        Sharding(case["stage"], case["ranks"], case["bucket"]),
-        batch,
-        trainable=geometry.language_parameters,
-        b=2,
-        held=2,
-        checkpointing=False,
-        vision_trains=False,
+        Training(
+            geometry,
+            Sharding(case["stage"], case["ranks"], case["bucket"]),
+            batch,
+            trainable=geometry.language_parameters,
+            b=2,
+            held=2,
+            checkpointing=False,
+            vision_trains=False,
+        )
     ).total
     assert 0.9 * case["peak"] <= said <= 1.3 * case["peak"]
 
@@ -115,14 +117,16 @@ def test_the_transformers_engine_is_never_understated_by_more_than_10_percent(ca
 def test_weights_gradients_and_adam_without_deepspeed_are_4_4_and_8_bytes_a_weight() -> None:
     geometry, batch = PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"], MicroBatch(1, 32, 32, memory.SFT_LOGIT_BYTES)
     found = memory.training(
-        geometry,
-        Sharding(0, 1, bucket=0),
-        batch,
-        trainable=geometry.parameters,
-        b=4,
-        held=4,
-        checkpointing=True,
-        vision_trains=True,
+        Training(
+            geometry,
+            Sharding(0, 1, bucket=0),
+            batch,
+            trainable=geometry.parameters,
+            b=4,
+            held=4,
+            checkpointing=True,
+            vision_trains=True,
+        )
     )
     assert (found.weights, found.gradients, found.optimiser) == tuple(n * geometry.parameters for n in (4, 4, 8))
 

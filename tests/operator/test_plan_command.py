@@ -60,6 +60,8 @@ def test_json_is_the_forecast_with_needs_beside_it(tmp_path: Path) -> None:
     lines = {line["name"]: line for line in json.loads(done.stdout)}
     assert lines["sft"].keys() >= {"name", "action", "digest", "reason", "gpus", "memory", "gpu_hours", "refused"}
     assert lines["sft"]["memory"][0]["total"] > 2 * 2**30
+    assert lines["sft"]["memory"][0]["formulas"]["optimiser"] == "12*T/N"
+    assert lines["sft"]["memory"][0]["symbols"]["N"] == 1
     assert lines["sft"]["refused"].startswith("sft: training needs")
     assert lines["curate"]["refused"] is None
     assert done.returncode == 64

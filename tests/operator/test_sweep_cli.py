@@ -66,3 +66,31 @@ def test_plan_counts_what_is_shared_before_anything_has_run_and_says_what_is_mis
 def test_a_table_of_nothing_is_refused_with_what_to_do(file: Path) -> None:
     with pytest.raises(TaskError, match=r"no run of this sweep is evaluated yet; start it with `egt sweep run"):
         CliRunner().invoke(sweep_app, ["table", str(file)], catch_exceptions=False)
+
+
+def test_a_store_that_cannot_be_asked_still_leaves_what_would_run_and_its_hours(tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise TaskError("store.uri: no credentials")
+
+    rows = {f"data__{name}__maxRows": 100 for name in ("sft", "rl")}
+    held_out = [{"name": "heldout", "source": "s3://bucket/heldout.jsonl", "maxRows": 10}]
+    base = manifest(
+        store={"uri": "s3://bucket/prefix"},
+        model__source="hf://Qwen/Qwen2.5-VL-7B-Instruct",
+        model__revision="0" * 40,
+        scheduling__gpuMemory="80Gi",
+        data__evaluate=held_out,
+        **rows,
+    )
+    file = write_sweep(tmp_path, sweep(), base)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("egt_operator.sweep_plan.open_members", refuse)
+        said = CliRunner().invoke(sweep_app, ["plan", str(file), "-o", "json"])
+        shown = CliRunner().invoke(sweep_app, ["plan", str(file)])
+    assert isinstance(said.exception, TaskError)
+    stages = {one["stage"]: one for one in json.loads(said.stdout)["stages"]}
+    assert (stages["sft"]["to_run"], stages["rl"]["to_run"]) == (1, 4)
+    assert stages["rl"]["gpu_hours"]["high"] > stages["sft"]["gpu_hours"]["high"] > 0
+    assert stages["curate"]["gpu_hours"] is None
+    assert "unknown" in shown.stdout
+    assert "GPU-hours" in shown.stdout
