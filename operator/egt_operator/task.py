@@ -5,7 +5,7 @@ from typing import Any
 
 from egt_operator.api import EGTRun
 from egt_operator.api_status import StageStatus
-from egt_operator.render import CA_FOLDER, SCRATCH, SUMMARY, pods_of
+from egt_operator.render import CA_FOLDER, SCRATCH, SUMMARY, gpus_of, pods_of
 from egt_operator.settings import Settings
 from egt_pipeline.contract.base import Recipe
 from egt_pipeline.contract.chain import Link
@@ -33,6 +33,7 @@ def task_of(run: EGTRun, stage: StageStatus, links: Mapping[StageName, Link], se
         attempt=stage.attempt,
         workers=pods_of(run, stage.name),
         processes=getattr(run.spec.stage(stage.name), "processes", 1),
+        gpus=gpus_of(run, stage.name),
         grace_seconds=settings.grace_seconds,
         tracking=run.spec.tracking,
         run_recipes={name: _dump(recipe) for name, recipe in run.recipes.items()} if prepare else {},

@@ -16,7 +16,7 @@ from types import FrameType
 from egt_pipeline.contract.errors import EXIT_DONE, ArtifactError, DiskFullError, EgtError
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.task import PROGRESS_MARK, Manifest, Progress, Summary, TaskFile
-from egt_pipeline.gpu_memory import no_room
+from egt_pipeline.gpus import no_room
 
 _GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL of a stage whose parent is gone
 _PROGRESS_SECONDS = 0.2  # a view redraws no faster

@@ -24,6 +24,7 @@ from egt_pipeline.contract.errors import TaskError, UnavailableError
 from egt_pipeline.contract.graph import STAGE_TYPES, StageName
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import Manifest, Metric, Producer, Progress, TaskFile
+from egt_pipeline.gpus import check_gpus
 from egt_pipeline.peers import ALONE, Peers
 from egt_pipeline.remote_sources import bring, source_fingerprint
 from egt_pipeline.store import Store, open_store
@@ -51,6 +52,7 @@ def run_task(
     found = store.manifest(task.stage, task.known_digest())
     if found is not None:
         return _with_news(task, store, found)
+    check_gpus(task.gpus)
     started = datetime.now(UTC)
     out = store.workspace(task.stage, task.known_digest(), task.attempt, Path(task.scratch))
     context = _context(task, store, worker=worker, peers=peers, progress=progress, stopping=stopping)

@@ -26,7 +26,7 @@ from egt_pipeline.contract.errors import EgtError, TaskError
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.deepspeed_checkpoints import allow_their_classes
 from egt_pipeline.deepspeed_on_cpu import without_cuda
-from egt_pipeline.gpu_memory import no_room
+from egt_pipeline.gpus import no_room
 from egt_pipeline.orphans import die_with_parent
 from egt_pipeline.preferences import Images
 from egt_pipeline.reward_model import MODEL_FOLDER, load_model, load_processor

@@ -42,6 +42,13 @@ def test_the_task_is_in_the_pod_and_its_stage_can_read_it() -> None:
     assert json.loads(pod(job())["metadata"]["annotations"][TASK_ANNOTATION])["digest"] == "d"
 
 
+def test_the_task_names_the_gpus_that_its_pod_asks_for() -> None:
+    found = pod(job(StageName.SFT, sft={"processes": 4}))
+    task = TaskFile.model_validate_json(found["metadata"]["annotations"][TASK_ANNOTATION])
+    assert task.gpus == 4
+    assert found["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "4"
+
+
 def test_the_pod_fits_the_restricted_standard() -> None:
     spec = pod(job())["spec"]
     container = spec["containers"][0]

@@ -80,6 +80,7 @@ class TaskFile(Record):
     attempt: int = 1
     workers: int = 1
     processes: int = 1
+    gpus: int = 0  # of each pod; 0 where nobody promises any
     grace_seconds: float = 20.0  # between SIGTERM and SIGKILL
     tracking: Tracking | None = None
     run_recipes: dict[StageName, dict[str, Any]] = {}

@@ -10,7 +10,7 @@ import runpy
 import sys
 
 from egt_pipeline.contract.errors import EXIT_DONE, EgtError
-from egt_pipeline.gpu_memory import no_room
+from egt_pipeline.gpus import no_room
 from egt_pipeline.openrlhf_entry.machine import has_cuda
 from egt_pipeline.openrlhf_entry.node import join, lead
 from egt_pipeline.orphans import die_with_parent

@@ -31,7 +31,7 @@ from egt_pipeline.openrlhf_entry.lora import save_adapter
 from egt_pipeline.openrlhf_entry.placement import processes_in_pods
 from egt_pipeline.openrlhf_entry.training import ActorTrainer, InOrder, PreClipLoss, entropies
 from egt_pipeline.orphans import die_with_parent
-from egt_pipeline.rl_run import COMPLETE, TRACE, current_run, pod_resource
+from egt_pipeline.rl_run import COMPLETE, PREFILL_TOKENS, ROLLOUTS_AT_ONCE, TRACE, current_run, pod_resource
 
 
 def _behind(actor_class: Any) -> Any:
@@ -77,6 +77,8 @@ class Rollouts(_behind(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
         named |= {
             "worker_extension_cls": "egt_pipeline.openrlhf_entry.weights.WorkerExtension",
             "trust_remote_code": False,
+            "max_num_seqs": ROLLOUTS_AT_ONCE,
+            "max_num_batched_tokens": PREFILL_TOKENS,
             "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from, as the actor computes
         }
         await super().__init__(*arguments, **named)

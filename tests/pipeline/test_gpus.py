@@ -1,9 +1,10 @@
-"""What is said of a GPU that is full."""
+"""What is said of GPUs that are missing, and of those that are full."""
 
 import pytest
 import torch
 
-from egt_pipeline.gpu_memory import no_room
+from egt_pipeline.contract.errors import EgtError
+from egt_pipeline.gpus import check_gpus, no_room
 
 FULL = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.50 GiB. "
@@ -30,3 +31,11 @@ def test_one_that_ray_has_wrapped_is_found() -> None:
 @pytest.mark.parametrize("error", [RuntimeError("shape"), MemoryError()])
 def test_any_other_error_is_none_of_ours(error: Exception) -> None:
     assert no_room("sft", error) is None
+
+
+def test_gpus_that_were_promised_and_are_not_seen_end_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(EgtError, match="4 GPUs were promised and 3 are seen"):
+        check_gpus(4)
+    check_gpus(3)
+    check_gpus(0)

@@ -1,8 +1,8 @@
-"""What a stage says when its GPU has no room: that no retry helps, and which settings do."""
+"""What a stage says of its GPUs: that it sees fewer than it was promised, or that they have no room."""
 
 import sys
 
-from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.errors import EgtError, TaskError
 
 _KNOBS = {
     "sft": "sft.microBatchSize or sft.maxLength",
@@ -10,6 +10,19 @@ _KNOBS = {
     "rl": "rl.microBatchSize, rl.maxPromptTokens or rl.maxNewTokens",
     "evaluate": "evaluate.batchSize or evaluate.maxNewTokens",
 }
+
+
+def check_gpus(promised: int) -> None:
+    """Raises EgtError when torch sees fewer: without its driver a stage would go on without any, for weeks."""
+    if not promised:
+        return
+    import torch
+
+    if (seen := torch.cuda.device_count()) < promised:
+        raise EgtError(
+            f"{promised} GPUs were promised and {seen} are seen: look at this node's device plugin and at its driver, "
+            f"which has to know CUDA {torch.version.cuda}"
+        )
 
 
 def no_room(stage: str, error: BaseException) -> TaskError | None:
