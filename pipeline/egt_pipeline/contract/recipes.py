@@ -189,7 +189,7 @@ class RLRecipe(TrainingRecipe):
     max_new_tokens: int = Field(default=1024, ge=4)
     """Longest response."""
     max_prompt_tokens: int = Field(default=4096, ge=16)
-    """Longest prompt, images included."""
+    """Longest prompt, images included; samples with longer ones are left out and counted."""
     kl_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty against the start; 0 needs no reference model."""
     clip_epsilon: float = Field(default=0.2, gt=0, lt=1)
