@@ -71,7 +71,7 @@ def test_it_says_who_runs_what_and_from_which_sources_it_is() -> None:
 
 
 def test_any_user_runs_it_with_nothing_to_write_to(image: PodImage, tmp_path: Path) -> None:
-    assert run(image, image.entrypoint, tmp_path) == (1, "EGT_IMAGE: Field required\n")
+    assert run(image, image.entrypoint, tmp_path) == (1, "EGT_IMAGE: is missing\n")
 
 
 def test_the_command_line_is_in_it(image: PodImage, tmp_path: Path) -> None:
