@@ -24,6 +24,8 @@ def entropy_nats(logits_NV: Tensor) -> Tensor:
 
 def measure(logits_NV: Tensor, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     """H_N as ``entropy_nats``, and p_NK: the probabilities of the K tokens, float64, from the same pass."""
+    # Chosen by the device alone: no other form is as exact in one reading of the logits. That the compiled kernel is as
+    # fast as the memory allows is for bench/entropy_kernel.py to show on a GPU; so far it has run on none.
     if logits_NV.is_cuda and logits_NV.dtype != torch.float64:
         from egt_pipeline.entropy_kernel import sums_in_one_pass
 

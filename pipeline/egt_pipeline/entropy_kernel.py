@@ -1,4 +1,8 @@
-"""Entropy on a GPU in one pass over the logits: they are read once, and nothing of their size is written."""
+"""Entropy on a GPU in one pass over the logits: they are read once, and nothing of their size is written.
+
+Checked by Triton's interpreter only, on a CPU, which has its arithmetic and not its compilation. On a GPU vLLM's
+self-test compares two tokens of each start with vLLM's own log-probabilities, and bench/entropy_kernel.py with float64.
+"""
 
 import torch
 import triton

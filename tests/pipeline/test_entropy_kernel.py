@@ -1,4 +1,4 @@
-"""The GPU kernel by Triton's interpreter, against the closed form in float64. Speed needs a GPU: bench/entropy.py."""
+"""The GPU kernel by Triton's interpreter, against the closed form in float64. Its speed needs a GPU."""
 
 import math
 

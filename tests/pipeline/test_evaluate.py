@@ -1,13 +1,17 @@
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import transformers
 
 from build_model import random_model
 from build_probe import context, model_artifact, row, write_prepared
 from egt_pipeline.contract.errors import StoppedError
 from egt_pipeline.contract.recipes import EvaluateRecipe
+from egt_pipeline.engines.facts import ENGINE_KEY
 from egt_pipeline.metrics import wilson
 from egt_pipeline.stages import evaluate
 
@@ -50,6 +54,13 @@ def test_correct_means_that_the_prediction_equals_the_label_and_what_is_not_ok_i
     assert metrics["accuracy"] == metrics["sft.accuracy"] == right / 12
     assert metrics["sft.rows"] == 12
     assert metrics["sft.status.input_error"] == 1
+
+
+def test_the_engine_is_named_in_the_metrics_and_its_facts_in_the_table(inputs, tmp_path):
+    table, metrics = run(inputs | {"final": model_artifact(tmp_path / "rl")}, tmp_path / "run")
+    (facts,) = json.loads(table.schema.metadata[ENGINE_KEY])
+    assert metrics["engine"] == facts["engine"] == f"transformers {transformers.__version__}"
+    assert facts["precision"] == "float32"
 
 
 def test_a_model_that_never_answers_is_always_wrong(inputs, tmp_path):

@@ -12,6 +12,7 @@ from build_probe import context, image_id, model_artifact, row, write_prepared
 from egt_pipeline.context import Context
 from egt_pipeline.contract.errors import ArtifactError, StoppedError
 from egt_pipeline.contract.recipes import ProbeRecipe
+from egt_pipeline.engines.facts import ENGINE_KEY
 from egt_pipeline.engines.interface import Generation
 from egt_pipeline.judgements import judge
 from egt_pipeline.stages import probe
@@ -169,7 +170,7 @@ def test_no_usable_rows_give_a_table_of_what_is_wrong_with_each(inputs, tmp_path
 
 
 def test_what_computed_the_numbers_is_in_the_table_and_in_the_manifest(whole, inputs, tmp_path):
-    (facts,) = json.loads(pq.read_schema(whole).metadata[probe.ENGINE_KEY])
+    (facts,) = json.loads(pq.read_schema(whole).metadata[ENGINE_KEY])
     assert facts["engine"].startswith("transformers 5")
     assert (facts["precision"], facts["head"]) == ("float32", "float32")
     assert run(inputs, tmp_path / "again")[1].metrics["engine"] == facts["engine"]

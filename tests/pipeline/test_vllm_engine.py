@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from build_pictures import png
 from build_probe import context, model_artifact, row, write_prepared
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.recipes import ProbeRecipe
-from egt_pipeline.engines import open_engine, vllm_engine
+from egt_pipeline.engines import open_engine, vllm_engine, vllm_environment
 from egt_pipeline.engines.interface import Batch, Refused, Request
 from egt_pipeline.stages import probe
 
@@ -119,9 +120,9 @@ def test_prompts_in_parts_and_requests_put_off_change_nothing(monkeypatch):
     import vllm.engine.arg_utils as there
 
     # Six blocks of 32 tokens (the seventh is vLLM's own) and 32 tokens a step: requests are stopped and begun again.
-    room = {"num_gpu_blocks_override": 7, "block_size": 32, "max_num_batched_tokens": 32}
-    scarce = functools.partial(there.EngineArgs, **room, enable_prefix_caching=False)
+    scarce = functools.partial(there.EngineArgs, num_gpu_blocks_override=7, block_size=32)
     monkeypatch.setattr(there, "EngineArgs", scarce)
+    monkeypatch.setattr(vllm_engine, "PREFILL_TOKENS", 32)
     closed()
     strained = opened("vllm", random_model())
     preempted = []
@@ -151,7 +152,7 @@ def test_nan_logits_end_the_response_with_a_nan_entropy(tmp_path):
     weights["lm_head.weight"][40] = math.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     closed()
-    with pytest.raises(TaskError, match="measures an entropy of nan nats"):
+    with pytest.raises(TaskError, match=r"^model: it gives no distribution; its logits .* are NaN or infinite"):
         opened("vllm", model)
 
 
@@ -166,16 +167,52 @@ def test_a_measurement_that_is_not_the_model_s_own_stops_the_engine(monkeypatch)
 
 
 def test_another_version_of_vllm_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(vllm_engine, "PINNED", "0.28.0")
+    monkeypatch.setattr(vllm_environment, "PINNED", "0.28.0")
     with pytest.raises(TaskError, match=r"vllm 0\.29\.0\S* is installed; its inside is known for 0\.28\.0 only"):
+        opened("vllm", judge_model())
+
+
+def test_another_version_of_vllm_is_refused_before_its_inside_is_imported(monkeypatch):
+    monkeypatch.setattr(vllm_environment, "PINNED", "0.28.0")
+    monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", None)
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.llm_engine", None)
+    with pytest.raises(TaskError, match="its inside is known for"):
         opened("vllm", judge_model())
 
 
 def test_what_computed_the_numbers_is_named():
     facts = engine(judge_model()).facts
     assert facts["engine"].startswith("vllm 0.29.0")
-    assert (facts["precision"], facts["head"]) == ("float32", "float32")
+    assert (facts["precision"], facts["head"], facts["kv_cache"]) == ("float32", "float32", "float32")
     assert facts["attention"]
+
+
+def test_the_options_that_could_move_a_number_are_recorded_as_the_worker_has_them():
+    facts = engine(judge_model()).facts
+    assert facts["vllm.max_num_batched_tokens"] == str(vllm_engine.PREFILL_TOKENS) == "8192"
+    assert (facts["vllm.quantization"], facts["vllm.speculative_config"]) == ("None", "None")
+    assert (facts["vllm.enable_prefix_caching"], facts["vllm.enable_chunked_prefill"]) == ("True", "True")
+    assert (facts["vllm.kv_cache_dtype"], facts["vllm.tensor_parallel_size"]) == ("auto", "1")
+
+
+def test_a_worker_that_does_not_follow_an_option_is_refused_with_its_name(monkeypatch):
+    import vllm.engine.arg_utils as there
+
+    arguments = there.EngineArgs
+    monkeypatch.setattr(there, "EngineArgs", lambda **told: arguments(**told | {"enable_prefix_caching": False}))
+    closed()
+    with pytest.raises(TaskError, match=r"runs with enable_prefix_caching False \(told True\);"):
+        opened("vllm", judge_model())
+
+
+@pytest.mark.parametrize("part", ["text_config", None])
+def test_a_quantized_model_is_refused_with_its_method(tmp_path, part):
+    model = copy_of(judge_model(), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (config[part] if part else config)["quantization_config"] = {"quant_method": "fp8"}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TaskError, match=r"config\.json has a quantization_config \(fp8\)"):
+        opened("vllm", model)
 
 
 def test_head_and_softmax_are_float32_under_bfloat16():

@@ -46,6 +46,14 @@ class TransformersEngine:
         self._head_VD = self._model.get_output_embeddings().weight.detach().float()
 
     @property
+    def forbidden(self) -> Sequence[int]:
+        """Tokens that no response to be replayed may hold: a picture is expected for each of them that stands for one.
+
+        No sample has them; a greedy response may, as it is what the model says.
+        """
+        return self._vocabulary.forbidden
+
+    @property
     def facts(self) -> Mapping[str, str]:
         """See ``Engine``."""
         return {

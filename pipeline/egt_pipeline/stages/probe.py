@@ -10,7 +10,6 @@ It depends on the recipe, the model and the data, not on how many workers there 
 by transformers, up to rounding by vllm, whose batches are whatever is at hand.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from egt_pipeline.context import Context, StageResult
 from egt_pipeline.contract.recipes import ProbeRecipe
 from egt_pipeline.contract.task import Metric
 from egt_pipeline.engines import open_engine
+from egt_pipeline.engines.facts import with_all_facts, with_facts
 from egt_pipeline.engines.interface import Batch
 from egt_pipeline.judgements import Judgement, judge_chunks, refused_rows, requests
 from egt_pipeline.metrics import tie_share
@@ -55,7 +55,6 @@ ENTROPIES = pa.schema(
         ("token_ids", pa.list_(pa.int32())),  # without the end: what an audit replays
     ]
 )
-ENGINE_KEY = b"egt.engine"  # of the table's metadata: what computed its numbers, as a JSON list
 
 
 def run(recipe: ProbeRecipe, inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
@@ -72,13 +71,11 @@ def run(recipe: ProbeRecipe, inputs: Mapping[str, Path], out: Path, context: Con
     tables = committed(chunks, context)
     if tables is None:
         return StageResult(metrics={}, published_elsewhere=True)
-    engines = sorted({table.schema.metadata[ENGINE_KEY].decode() for table in tables})
     refused = [{**row, "generation": 0} for row in refused_rows(folder)]
     table = pa.concat_tables([pa.Table.from_pylist(refused, schema=ENTROPIES), *tables])
     table = table.sort_by([("row", "ascending"), ("generation", "ascending")]).combine_chunks()
-    table = table.replace_schema_metadata({ENGINE_KEY: f"[{', '.join(engines)}]"})
+    table, names = with_all_facts(table, tables)
     figures = {**metrics(table), "tokens_per_second": prober.tokens_per_second()}
-    names = sorted({json.loads(facts)["engine"] for facts in engines})
     figures["engine"] = ", ".join(names)
     if any(name.startswith("vllm") for name in names):
         figures |= audit(recipe, table, rows, Images(folder), model()).metrics
@@ -102,7 +99,7 @@ class _Prober:
             return
         recipe = self._recipe
         engine = open_engine(recipe, self._model(), max_images=self._max_images)
-        facts = {ENGINE_KEY: json.dumps(engine.facts)}
+        facts = engine.facts
         longest, temperature = recipe.max_new_tokens, 0.0 if recipe.generations == 1 else 1.0
         started = time.monotonic()
         for chunk, judged in judge_chunks(
@@ -110,7 +107,7 @@ class _Prober:
         ):
             self._seconds, started = self._seconds + time.monotonic() - started, time.monotonic()
             self._tokens += sum(judgement.response_tokens or 0 for judgement in judged)
-            yield chunk, _table(chunk, recipe.generations, judged).replace_schema_metadata(facts)
+            yield chunk, with_facts(_table(chunk, recipe.generations, judged), facts)
 
     def _batch(self, chunk: Chunk) -> Batch:
         asked = [row for row in chunk.rows for _ in range(self._recipe.generations)]
