@@ -18,9 +18,7 @@ from egt_pipeline.peers import Peers
 
 RUN_FILE_VARIABLE = "EGT_RL_RUN"  # Ray's workers inherit it; OpenRLHF has no argument that reaches all of them
 COMPLETE = "complete"  # a file in a checkpoint that every process has written its part of, in each pod
-# What an engine of rollouts works on at once, and computes together of prompts: `egt plan` counts with both, and vLLM's
-# own defaults depend on the machine.
-ROLLOUTS_AT_ONCE, PREFILL_TOKENS = 256, 8192
+ROLLOUTS_AT_ONCE = 256  # responses that an engine works on; `egt plan` counts a GPU's memory with it
 TRACE = 0.001  # of a pod's own resource, which only says where something belongs; 1,000 processes fit
 _AGENT = Path(__file__).parent / "openrlhf_entry" / "agent.py"
 

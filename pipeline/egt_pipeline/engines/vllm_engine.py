@@ -21,7 +21,7 @@ from egt_pipeline.contract.base import PromptId
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.engines.encoding import BAD_IMAGE, decode_image, prompt_text
 from egt_pipeline.engines.interface import Batch, Generation, Refused, Request
-from egt_pipeline.engines.vllm_environment import ASK, pinned_version, prepare_environment
+from egt_pipeline.engines.vllm_environment import ASK, PREFILL_TOKENS, pinned_version, prepare_environment
 from egt_pipeline.engines.vllm_settings import Setting, check, settings
 from egt_pipeline.engines.vocabulary import Vocabulary
 from egt_pipeline.reward_model import load_processor
@@ -29,13 +29,6 @@ from egt_pipeline.reward_model import load_processor
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
-# Computed together, however many wait; `egt plan` counts a GPU's memory with it. Set, as vLLM's default goes by how and
-# where it is started: 2,048 for this entry, and up to 16,384 for its others.
-PREFILL_TOKENS = 8192
-_INSIDE = "egt_pipeline.engines.vllm_probe"
-# vLLM's float32 log_softmax over 152,064 tokens errs by 8e-5 nats; what this is to find errs by far more.
-_TOLERANCE_NATS = 1e-3
-_CHECKED_TOKENS = 2
 _FACTS = ("dtype", "hf_overrides")  # settings whose facts have the names that they have by transformers
 
 

@@ -26,12 +26,13 @@ from openrlhf.utils import get_tokenizer
 from egt_pipeline.adapters import targets
 from egt_pipeline.contract.errors import StoppedError
 from egt_pipeline.deepspeed_checkpoints import allow_their_classes
+from egt_pipeline.engines.vllm_environment import PREFILL_TOKENS
 from egt_pipeline.openrlhf_entry.experience import ExperienceMaker, PlannedPrompts, in_planned_order, padding
 from egt_pipeline.openrlhf_entry.lora import save_adapter
 from egt_pipeline.openrlhf_entry.placement import processes_in_pods
 from egt_pipeline.openrlhf_entry.training import ActorTrainer, InOrder, PreClipLoss, entropies
 from egt_pipeline.orphans import die_with_parent
-from egt_pipeline.rl_run import COMPLETE, PREFILL_TOKENS, ROLLOUTS_AT_ONCE, TRACE, current_run, pod_resource
+from egt_pipeline.rl_run import COMPLETE, ROLLOUTS_AT_ONCE, TRACE, current_run, pod_resource
 
 
 def _behind(actor_class: Any) -> Any:
