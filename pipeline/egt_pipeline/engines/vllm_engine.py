@@ -29,6 +29,10 @@ from egt_pipeline.reward_model import load_processor
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
+_INSIDE = "egt_pipeline.engines.vllm_probe"
+# vLLM's float32 log_softmax over 152,064 tokens errs by 8e-5 nats; what this is to find errs by far more.
+_TOLERANCE_NATS = 1e-3
+_CHECKED_TOKENS = 2
 _FACTS = ("dtype", "hf_overrides")  # settings whose facts have the names that they have by transformers
 
 

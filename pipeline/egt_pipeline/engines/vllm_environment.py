@@ -9,10 +9,6 @@ PINNED = "0.29.0"  # what OpenRLHF 0.11.2 pins too
 # Computed together, however many wait; `egt plan` counts a GPU's memory with it. Set, as vLLM's default goes by how and
 # where it is started: 2,048 for ours, and up to 16,384 for its others.
 PREFILL_TOKENS = 8192
-_INSIDE = "egt_pipeline.engines.vllm_probe"
-# vLLM's float32 log_softmax over 152,064 tokens errs by 8e-5 nats; what this is to find errs by far more.
-_TOLERANCE_NATS = 1e-3
-_CHECKED_TOKENS = 2
 ASK = "egt"  # our key among a request's extra arguments
 VLLM_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
