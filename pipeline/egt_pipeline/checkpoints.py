@@ -1,7 +1,9 @@
 """Checkpoints of a training as work in progress: one directory a pod and step, the newest complete one kept."""
 
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -10,28 +12,40 @@ from egt_pipeline.contract.errors import ArtifactError, EgtError
 from egt_pipeline.peers import Line
 
 
+@contextmanager
+def say_only_after(error: BaseException | None) -> Iterator[None]:
+    """Print what a commit failed with where ``error`` came before it: that says how the training ended."""
+    try:
+        yield
+    except Exception as failed:
+        if error is None:
+            raise
+        print(f"a checkpoint was not committed: {failed}", flush=True)
+
+
 class Checkpoints:
     """Checkpoints of one stage's training. Each pod commits what its processes wrote; all parts together count.
 
     DeepSpeed divides the optimiser among the processes, so another number of processes or pods starts anew. Parts of
     two attempts are never taken for one checkpoint: they are of two different trainings.
 
-    A context manager. Commits go on beside whoever began them, who meanwhile hears of a request to stop or of a lost
-    pod; the context is left once all are done, however the training ended.
+    A context manager. Commits go on beside whoever began them, one after another; meanwhile he hears of a request to
+    stop and of a lost pod. The context is left once all are done, however the training ended.
     """
 
     def __init__(self, context: Context) -> None:
         self._context, self._work, self._peers = context, context.work, context.peers
         self._prefix = f"checkpoints/processes-{context.processes}-pods-{context.peers.size}/"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._begun: Future[None] | None = None
+        self._begun: list[Future[None]] = []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with self._thread:
-            self.finish()
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        with self._thread, say_only_after(error):
+            for begun in self._begun:
+                begun.result()
 
     def _parts(self, pod: int) -> set[tuple[int, str]]:
         """Step and name of what the pod has committed."""
@@ -44,23 +58,20 @@ class Checkpoints:
 
     @property
     def under_way(self) -> bool:
-        """True while a commit is under way; one begun now would wait for it."""
-        return self._begun is not None and not self._begun.done()
+        """True while a commit is under way. Raises what one before it failed with."""
+        for begun in [begun for begun in self._begun if begun.done()]:
+            self._begun.remove(begun)
+            begun.result()
+        return bool(self._begun)
 
     def begin(self, step: int, folder: Path) -> None:
         """Begin to commit this pod's part, the files in ``folder``, which is gone afterwards, as are its older parts.
 
-        Older than the newest complete checkpoint, that is: what others have not committed yet may never be. Waits for
-        an earlier commit, and raises what that failed with.
+        Older than the newest complete checkpoint, that is: what others have not committed yet may never be. Raises what
+        an earlier commit failed with.
         """
-        self.finish()
-        self._begun = self._thread.submit(self._commit, step, folder)
-
-    def finish(self) -> None:
-        """Wait for the commit under way. Raises what it failed with."""
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            begun.result()
+        _ = self.under_way
+        self._begun.append(self._thread.submit(self._commit, step, folder))
 
     def _commit(self, step: int, folder: Path) -> None:
         own = f"{self._prefix}pod-{self._peers.rank}/"

@@ -13,14 +13,16 @@ _KNOBS = {
 
 
 def check_gpus(promised: int) -> None:
-    """Raises EgtError when torch sees fewer: without its driver a stage would go on without any, for weeks."""
+    """Raises EgtError when torch can use fewer: without its driver a stage would go on without any, for weeks."""
     if not promised:
         return
     import torch
 
-    if (seen := torch.cuda.device_count()) < promised:
+    # Where the driver is too old for this CUDA, devices are counted all the same.
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if usable < promised:
         raise EgtError(
-            f"{promised} GPUs were promised and {seen} are seen: look at this node's device plugin and at its driver, "
+            f"{promised} GPUs were promised and {usable} can be used: look at this node's device plugin and its driver, "
             f"which has to know CUDA {torch.version.cuda}"
         )
 
@@ -31,7 +33,7 @@ def no_room(stage: str, error: BaseException) -> TaskError | None:
     reason = getattr(error, "cause", error)  # Ray wraps what a worker raised
     if torch is None or not isinstance(reason, torch.OutOfMemoryError):
         return None
-    # The first two sentences: what was asked for, and how much the GPU has.
-    said = ". ".join(str(reason).split(". ")[:2])
+    # Its first three sentences: that it is full, what was asked for, and how much the GPU has.
+    said = ". ".join(str(reason).split(". ")[:3]).rstrip(".")
     knobs = _KNOBS.get(stage, "the sizes of its batches")
     return TaskError(f"{stage}: a GPU has no room: {said}; lower {knobs}, or take larger GPUs: egt plan says what fits")

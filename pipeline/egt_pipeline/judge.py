@@ -80,12 +80,13 @@ class EndpointJudge:
             base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout_seconds, max_retries=_RETRIES
         )
         self._slots = asyncio.Semaphore(at_once)
+        self._answers = False  # it has, at least once
         self._asked: dict[str, asyncio.Task[Judgement]] = {}  # answered, or under way
 
     async def __call__(self, reasoning: str, answer: Answer) -> Judgement:
         """+1 for "1", -1 for "0"; 0 and failed when the service fails or says anything else.
 
-        Raises TaskError when it refuses the key or the model: then every answer would be 0.
+        Raises TaskError when it refuses the key or the model before it has ever answered: every answer would be 0.
         """
         question = _PROMPT.format(reasoning="\n".join(reasoning.splitlines()[-_LAST_LINES:]), answer=answer)
         key = hashlib.sha256(question.encode()).hexdigest()
@@ -105,10 +106,13 @@ class EndpointJudge:
             async with self._slots:
                 said = await self._ask(question)
         except (AuthenticationError, PermissionDeniedError, NotFoundError) as error:
+            if self._answers:  # a gateway says so too, while what is behind it starts anew
+                return Judgement(0, failed=True)
             refused = f"{self._endpoint.base_url} refuses model {self._endpoint.model!r}: {error}"
             raise TaskError(f"rl.judge.endpoint: {refused}") from None
         except (OpenAIError, AttributeError, TypeError, ValueError, IndexError):  # also a body that is no completion
             return Judgement(0, failed=True)
+        self._answers = True
         return Judgement(1 if said == "1" else -1) if said in ("0", "1") else Judgement(0, failed=True)
 
     async def _ask(self, question: str) -> str:

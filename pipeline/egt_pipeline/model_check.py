@@ -9,6 +9,7 @@ from egt_pipeline.contract.errors import TaskError
 # Of a model on the hub, what the check reads.
 CHECKED_FILES = ["config.json", "tokenizer.json"]
 _SUPPORTED = "qwen2_5_vl"
+_QUANTIZED = ("quantization_config", "compression_config")  # where vLLM and transformers look
 _DIGITS = ("1", "2")  # one of them is the answer, and a token
 
 
@@ -21,6 +22,13 @@ def check_model(folder: Path, field: str) -> None:
         raise TaskError(f"{field}: {folder}/config.json has model_type {found!r}; {_SUPPORTED!r} is supported")
     if not config.get("vision_config"):
         raise TaskError(f"{field}: {folder}/config.json has no vision_config; the model must see pictures")
+    for part in (config, config.get("text_config") or {}):
+        for name in _QUANTIZED:
+            if part.get(name):
+                raise TaskError(
+                    f"{field}: {folder}/config.json has a {name}; weights as they were trained are needed, as each "
+                    "engine has kernels of its own for quantized ones, and rl trains none"
+                )
     missing = [digit for digit in _DIGITS if digit not in _vocabulary(folder, field)]
     if missing:
         raise TaskError(
@@ -31,6 +39,8 @@ def check_model(folder: Path, field: str) -> None:
 
 def _config(folder: Path, field: str) -> dict[str, Any]:
     path = folder / "config.json"
+    if not path.is_file():
+        raise TaskError(f"{field}: {folder} has no config.json (relative paths start at {Path.cwd()})")
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -66,7 +66,7 @@ def _hub(source: ModelSource) -> Iterator[str]:
         RevisionNotFoundError,
     )
 
-    at = f"model.source: {source.source} at {source.revision}"
+    at = f"spec.model.source: {source.source} at {source.revision}"
     try:
         yield source.source.removeprefix("hf://")
     except LocalEntryNotFoundError as error:  # not in the cache, and the hub cannot be reached

@@ -1,12 +1,16 @@
 """Whether what an RL run's steps say lets it go on. Pure."""
 
 import math
+from collections import deque
 
 from egt_pipeline.contract.errors import TaskError, UnavailableError
 from egt_pipeline.contract.recipes import RLRecipe
 from egt_pipeline.rl_records import StepRecord
 
 _FEWEST_QUESTIONS = 32  # of which a share says something
+# Of the newest that count: a judge that fails late is noticed within a few steps of 224, and one step without it is not
+# the end.
+_NEWEST_QUESTIONS = 1024
 
 
 class Health:
@@ -14,7 +18,7 @@ class Health:
 
     def __init__(self, recipe: RLRecipe, attempt: int) -> None:
         self._recipe, self._attempt = recipe, attempt
-        self._asked = self._failed = 0
+        self._steps: deque[tuple[int, int]] = deque()  # questions, and how many of them were not answered
 
     def check(self, record: StepRecord) -> None:
         """Raises TaskError when the training has left the numbers, UnavailableError when the judge hardly answers."""
@@ -29,10 +33,13 @@ class Health:
         if judge.endpoint is None or self._recipe.logic_weight == 0:
             return
         # Nobody is asked about a wrong answer.
-        self._asked += sum(sample["accuracy"] > 0 for sample in record.samples)
-        self._failed += sum(int(sample["judge_failed"]) for sample in record.samples)
-        if self._asked >= _FEWEST_QUESTIONS and self._failed > judge.max_failed_share * self._asked:
+        asked = sum(sample["accuracy"] > 0 for sample in record.samples)
+        self._steps.append((asked, sum(int(sample["judge_failed"]) for sample in record.samples)))
+        while sum(asked for asked, _ in self._steps) - self._steps[0][0] >= _NEWEST_QUESTIONS:
+            self._steps.popleft()
+        asked, failed = (sum(column) for column in zip(*self._steps, strict=True))
+        if asked >= _FEWEST_QUESTIONS and failed > judge.max_failed_share * asked:
             raise UnavailableError(
-                f"rl.judge.endpoint: {judge.endpoint.base_url} left {self._failed} of {self._asked} questions "
-                f"unanswered by step {record.step}, more than maxFailedShare {judge.max_failed_share}"
+                f"rl.judge.endpoint: {judge.endpoint.base_url} left {failed} of the last {asked} questions unanswered "
+                f"by step {record.step}, more than maxFailedShare {judge.max_failed_share}"
             )

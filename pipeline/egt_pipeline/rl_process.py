@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from egt_pipeline.contract.errors import EgtError, StoppedError
+from egt_pipeline.contract.errors import EgtError, StoppedError, error_of
 from egt_pipeline.peers import Line
 from egt_pipeline.rl_run import COMPLETE, RunFile, environment
 from egt_pipeline.store import check_space
@@ -100,8 +100,7 @@ def _failure(run: RunFile, code: int, line: Line) -> EgtError:
     """What the process failed with. Raises PeerLostError when it failed because another pod is gone."""
     if run.failure.exists():
         said = json.loads(run.failure.read_text())
-        kinds = {kind.exit_code: kind for kind in EgtError.__subclasses__()}
-        return kinds.get(said["exit_code"], EgtError)(said["message"])
+        return error_of(said["exit_code"], said["message"])
     check_space(run.folder)
     line.settle(_BLAME_SECONDS)
     end = _log(run).read_text(errors="replace")[-_LOG_CHARACTERS:]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from egt_pipeline.contract.errors import EgtError, TaskError
+from egt_pipeline.contract.errors import EgtError, TaskError, error_of
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.contract.task import Record
 from egt_pipeline.deepspeed_checkpoints import WEIGHTS_ONLY
@@ -50,6 +50,7 @@ class Event(Record):
     learning_rate: float | None = None
     checkpoint: Path | None = None
     failed: str | None = None
+    exit_code: int = TaskError.exit_code  # of a failure
 
     @property
     def figures(self) -> dict[str, float]:
@@ -132,13 +133,13 @@ class _Lines:
         self._reader, self._report, self._rest = reader, report, b""
 
     def read(self) -> None:
-        """Report everything that has come in. Raises TaskError when training says that it failed for good."""
+        """Report everything that has come in. Raises what a process says that it failed with."""
         while block := self._block():
             *lines, self._rest = (self._rest + block).split(b"\n")
             for line in lines:
                 event = Event.model_validate_json(line)
                 if event.failed:
-                    raise TaskError(event.failed)
+                    raise error_of(event.exit_code, event.failed)
                 self._report(event)
 
     def _block(self) -> bytes:

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from egt_pipeline.adapters import ADAPTER_FOLDER, adapted
-from egt_pipeline.contract.errors import EgtError, TaskError
+from egt_pipeline.contract.errors import EgtError, TaskError, excerpt
 from egt_pipeline.contract.recipes import SFTRecipe
 from egt_pipeline.deepspeed_checkpoints import allow_their_classes
 from egt_pipeline.deepspeed_on_cpu import without_cuda
@@ -35,6 +35,7 @@ from egt_pipeline.sft_job import LOSSES_FILE, Event, Job, Report
 from egt_pipeline.sft_samples import Sample, read_samples
 
 _BUCKET_ELEMENTS = 50_000_000  # gradients reduced together: 200 MB in float32, where the default of 5e8 takes 2 GB
+_SAID = 900  # characters: several processes write to one FIFO, which keeps lines of up to 4,096 bytes whole
 LOSSES = pa.schema(
     [
         ("step", pa.int64()),
@@ -228,8 +229,7 @@ def _losses(history: list[dict[str, Any]], order: Order, samples: list[Sample]) 
 def main(path: Path) -> int:
     """Run one process of the job in ``path``; its exit code. The first of each pod reports, and any that fails."""
     die_with_parent()  # a rank that waits for a dead one would wait for ever
-    job = Job.model_validate_json(path.read_bytes())
-    first = int(os.environ["LOCAL_RANK"]) == 0
+    job, first = Job.model_validate_json(path.read_bytes()), int(os.environ["LOCAL_RANK"]) == 0
     with job.events.open("w", buffering=1) as stream:
 
         def report(event: Event) -> None:
@@ -241,7 +241,7 @@ def main(path: Path) -> int:
             failed = error if isinstance(error, EgtError) else no_room("sft", error)
             if failed is None:
                 raise
-            report(Event(step=0, steps=0, failed=str(failed)))
+            report(Event(step=0, steps=0, failed=excerpt(str(failed), _SAID), exit_code=failed.exit_code))
             return failed.exit_code
     return 0
 

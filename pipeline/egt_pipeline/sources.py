@@ -93,10 +93,8 @@ def _hub_rows(source: DataSource) -> Iterator[Row]:
 
 
 def model_files(source: ModelSource) -> list[dict[str, Any]]:
-    """Path, size and SHA-256 of every file of a local model, sorted. Raises TaskError when it is none."""
+    """Path, size and SHA-256 of every file of a local model, sorted."""
     folder = local_path(source.source)
-    if not (folder / "config.json").is_file():
-        raise TaskError(f"spec.model.source: {folder} has no config.json (relative paths start at {Path.cwd()})")
     files = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -16,7 +16,8 @@ def test_a_full_gpu_is_an_error_of_the_task_that_names_what_was_asked_and_what_h
     error = no_room("sft", torch.OutOfMemoryError(FULL))
     assert error is not None
     assert str(error) == (
-        "sft: a GPU has no room: CUDA out of memory. Tried to allocate 2.00 GiB; lower sft.microBatchSize or "
+        "sft: a GPU has no room: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a "
+        "total capacity of 23.50 GiB; lower sft.microBatchSize or "
         "sft.maxLength, or take larger GPUs: egt plan says what fits"
     )
 
@@ -35,7 +36,18 @@ def test_any_other_error_is_none_of_ours(error: Exception) -> None:
 
 def test_gpus_that_were_promised_and_are_not_seen_end_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    with pytest.raises(EgtError, match="4 GPUs were promised and 3 are seen"):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(EgtError, match="4 GPUs were promised and 3 can be used"):
         check_gpus(4)
     check_gpus(3)
+
+
+def test_gpus_whose_driver_is_too_old_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EgtError, match="3 GPUs were promised and 0 can be used"):
+        check_gpus(3)
+
+
+def test_where_none_are_promised_none_are_looked_for() -> None:
     check_gpus(0)

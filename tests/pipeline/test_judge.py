@@ -126,6 +126,15 @@ def test_a_key_or_a_model_that_is_refused_ends_the_run(status: int) -> None:
         asked(service, ("r", 1))
 
 
+def test_one_that_has_answered_and_is_not_found_for_a_while_counts_as_failed() -> None:
+    async def twice(url: str) -> list[Judgement]:
+        judge = EndpointJudge(Endpoint(model="judge", base_url=url, api_key_env="JUDGE_KEY"), at_once=1)
+        return [await judge("r", 1), await judge("r", 2)]
+
+    with serving(Service(["1", 404])) as service:
+        assert asyncio.run(twice(service.url)) == [Judgement(1), Judgement(0, failed=True)]
+
+
 def test_engines_share_what_a_service_is_asked_at_once() -> None:
     async def ask_all(url: str) -> None:
         endpoint = Endpoint(model="judge", base_url=url, api_key_env="JUDGE_KEY", concurrency=4)

@@ -25,50 +25,57 @@ def changed(folder: Path, file: str, **fields: Any) -> Path:
 
 
 def test_the_tests_own_model_passes() -> None:
-    check_model(random_model(), "model.source")
+    check_model(random_model(), "spec.model.source")
 
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"model_type": "qwen2"}, r"model\.source: .*config\.json has model_type 'qwen2'; 'qwen2_5_vl' is supported"),
+        (
+            {"model_type": "qwen2"},
+            r"spec\.model\.source: .*config\.json has model_type 'qwen2'; 'qwen2_5_vl' is supported",
+        ),
         ({"vision_config": None}, r"has no vision_config; the model must see pictures"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"has a quantization_config; weights as they were trained"),
+        ({"text_config": {"quantization_config": {"bits": 4}}}, r"has a quantization_config"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, r"has auto_map; models that bring their own code are not run"),
     ],
 )
 def test_a_model_of_another_kind_is_refused(tmp_path: Path, fields: dict[str, Any], expected: str) -> None:
     with pytest.raises(TaskError, match=expected):
-        check_model(changed(tmp_path, "config.json", **fields), "model.source")
+        check_model(changed(tmp_path, "config.json", **fields), "spec.model.source")
 
 
 def test_a_tokenizer_without_the_answers_digits_is_refused(tmp_path: Path) -> None:
     words = {"type": "WordLevel", "vocab": {"1": 0, "?": 1}, "unk_token": "?"}
     with pytest.raises(TaskError, match=r"tokenizer\.json has no token for \['2'\]"):
-        check_model(changed(tmp_path, "tokenizer.json", model=words), "model.source")
+        check_model(changed(tmp_path, "tokenizer.json", model=words), "spec.model.source")
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
 def test_a_damaged_file_is_named(tmp_path: Path, file: str) -> None:
     (write_model(tmp_path) / file).write_text("{")
     with pytest.raises(TaskError, match=rf"{file} cannot be read"):
-        check_model(tmp_path, "model.source")
+        check_model(tmp_path, "spec.model.source")
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (write_model(tmp_path) / "tokenizer.json").unlink()
     with pytest.raises(TaskError, match=r"has no tokenizer\.json"):
-        check_model(tmp_path, "model.source")
+        check_model(tmp_path, "spec.model.source")
 
 
 def test_a_model_of_the_hub_is_checked_by_its_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_cache(monkeypatch, tmp_path)
     write_model(tmp_path / "models--org--model" / "snapshots" / COMMIT)
-    check_model(files_from_hub(ModelSource(source="hf://org/model", revision=COMMIT), CHECKED_FILES), "model.source")
+    check_model(
+        files_from_hub(ModelSource(source="hf://org/model", revision=COMMIT), CHECKED_FILES), "spec.model.source"
+    )
 
 
 def test_a_hub_that_does_not_answer_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_cache(monkeypatch, tmp_path)
-    with pytest.raises(UnavailableError, match=r"model\.source: hf://org/model at 0123456"):
+    with pytest.raises(UnavailableError, match=r"spec\.model\.source: hf://org/model at 0123456"):
         files_from_hub(ModelSource(source="hf://org/model", revision=COMMIT), CHECKED_FILES)
 
 

@@ -29,7 +29,7 @@ def test_a_training_that_has_left_the_numbers_ends(name: str, value: float) -> N
 
 
 def test_a_judge_that_fails_more_than_its_share_ends_the_attempt() -> None:
-    with pytest.raises(UnavailableError, match=r"left 11 of 40 questions unanswered .* maxFailedShare 0\.25"):
+    with pytest.raises(UnavailableError, match=r"left 11 of the last 40 questions unanswered .* maxFailedShare 0\.25"):
         Health(JUDGED, attempt=1).check(step(failed=11))
 
 
@@ -45,8 +45,16 @@ def test_questions_of_all_steps_count() -> None:
     health = Health(JUDGED, attempt=1)
     health.check(step(failed=0))
     health.check(step(failed=20))
-    with pytest.raises(UnavailableError, match="left 40 of 120"):
+    with pytest.raises(UnavailableError, match="left 40 of the last 120"):
         health.check(step(failed=20))
+
+
+def test_a_judge_that_fails_after_thousands_of_answers_is_noticed_as_soon() -> None:
+    health = Health(JUDGED, attempt=1)
+    for _ in range(10):
+        health.check(step(right=1000))
+    with pytest.raises(UnavailableError, match="left 1000 of the last 2000"):
+        health.check(step(failed=1000, right=1000))
 
 
 def test_what_the_judge_failed_in_an_earlier_attempt_does_not_count() -> None:

@@ -205,16 +205,6 @@ def test_a_worker_that_does_not_follow_an_option_is_refused_with_its_name(monkey
         opened("vllm", judge_model())
 
 
-@pytest.mark.parametrize("part", ["text_config", None])
-def test_a_quantized_model_is_refused_with_its_method(tmp_path, part):
-    model = copy_of(judge_model(), tmp_path / "model")
-    config = json.loads((model / "config.json").read_text())
-    (config[part] if part else config)["quantization_config"] = {"quant_method": "fp8"}
-    (model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(TaskError, match=r"config\.json has a quantization_config \(fp8\)"):
-        opened("vllm", model)
-
-
 def test_head_and_softmax_are_float32_under_bfloat16():
     rounded = engine(judge_model(), precision="bfloat16")
     assert (rounded.facts["precision"], rounded.facts["head"]) == ("bfloat16", "float32")

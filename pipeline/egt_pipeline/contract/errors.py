@@ -64,3 +64,9 @@ class StoppedError(EgtError):
     """SIGTERM arrived; what was committed so far is used by the next attempt."""
 
     exit_code = 143
+
+
+def error_of(exit_code: int, message: str) -> EgtError:
+    """The error that ends a process with ``exit_code``, as another process of the stage has said it."""
+    kinds = {kind.exit_code: kind for kind in EgtError.__subclasses__()}
+    return kinds.get(exit_code, EgtError)(message)

@@ -59,7 +59,7 @@ STAGES: tuple[StageType, ...] = (
     StageType(StageName.PROBE, ProbeRecipe, revision=2, sharded=True, gpu=True),
     StageType(StageName.CURATE, CurateRecipe, revision=1),
     StageType(StageName.RL, RLRecipe, revision=2, gpu=True),
-    StageType(StageName.EVALUATE, EvaluateRecipe, revision=2, gpu=True),
+    StageType(StageName.EVALUATE, EvaluateRecipe, revision=3, gpu=True),
 )
 STAGE_TYPES: Mapping[StageName, StageType] = {stage.name: stage for stage in STAGES}
 PREPARED_OUTPUTS = ("model", "sft", "rl", "rl-unlabelled", "evaluate")

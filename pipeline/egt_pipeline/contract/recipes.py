@@ -156,9 +156,10 @@ class LogicJudge(Recipe):
     kind: Literal["rule", "endpoint", "none"] = "rule"
     """rule: the conclusion of the reasoning read by rules. endpoint: an OpenAI-compatible judge. none: R_logic = 0."""
     endpoint: Endpoint | None = None
-    """The judge, when kind is endpoint."""
-    max_failed_share: float = Field(default=0.2, ge=0, le=1)
-    """Above this share of questions that the judge did not answer, the stage stops, to go on later: they count 0."""
+    """The judge, when kind is endpoint; its concurrency is divided among the engines, at least one request for each."""
+    max_failed_share: Annotated[float, Placement, Field(ge=0, le=1)] = 0.2
+    """Above this share of the last 1,024 questions, or of 32 at the start, that were not answered, the stage stops and
+    goes on later: such a question counts 0."""
 
     @model_validator(mode="after")
     def _endpoint_is_given(self) -> Self:

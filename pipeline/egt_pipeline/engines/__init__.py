@@ -1,7 +1,6 @@
 """What loads a reward model and generates with it: one interface, several implementations."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ def open_engine(recipe: ProbeRecipe | EvaluateRecipe, model_dir: Path, *, max_im
     """The model of ``model_dir``, ready to generate; ``auto`` is vLLM on a machine with a GPU, else transformers.
 
     ``max_images`` is what no request has more of. Raises TaskError for an engine or an architecture that is not
-    supported and for a quantized model, ArtifactError if the model is incomplete.
+    supported, ArtifactError if the model is incomplete.
     """
-    _refuse_quantized(model_dir)
     settings: Any = {"precision": recipe.precision, "prompt": recipe.prompt, "batch_size": recipe.batch_size}
     # Here, as both take seconds to import and prepare or curate never need them.
     if recipe.engine == "vllm" or (recipe.engine == "auto" and _is_for_vllm()):
@@ -28,19 +26,6 @@ def open_engine(recipe: ProbeRecipe | EvaluateRecipe, model_dir: Path, *, max_im
     from egt_pipeline.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(model_dir, **settings)
-
-
-def _refuse_quantized(model_dir: Path) -> None:
-    """Each engine has kernels of its own for quantized weights, which differ by more than rounding; rl trains none."""
-    file = model_dir / "config.json"
-    config = json.loads(file.read_text()) if file.is_file() else {}  # what is missing is for the loader to say
-    for part in (config, config.get("text_config") or {}):
-        for name in ("quantization_config", "compression_config"):  # where vLLM and transformers look
-            if part.get(name):
-                method = part[name].get("quant_method", "of an unnamed method")
-                raise TaskError(
-                    f"model: its config.json has a {name} ({method}); weights as they were trained are needed"
-                )
 
 
 def _is_for_vllm() -> bool:

@@ -60,10 +60,10 @@ def _model(source: ModelSource, out: Path, context: Context) -> str:
     record: dict[str, Any] = {"source": source.source, "revision": source.revision, "files": [], "kept": False}
     identity: Any = [source.source, source.revision]
     if source.source.startswith("hf://"):
-        check_model(files_from_hub(source, CHECKED_FILES), "model.source")
+        check_model(files_from_hub(source, CHECKED_FILES), "spec.model.source")
     else:
+        check_model(local_path(source.source), "spec.model.source")
         identity = record["files"] = model_files(source)
-        check_model(local_path(source.source), "model.source")
     if Path(source.source).is_relative_to(context.scratch / BROUGHT):
         shutil.move(source.source, out / MODEL_FOLDER)
         record |= {"source": MODEL_FOLDER, "kept": True}

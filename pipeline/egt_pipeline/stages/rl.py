@@ -14,14 +14,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from egt_pipeline.adapters import ADAPTER_FOLDER, base_of, finish, trained_model
-from egt_pipeline.checkpoints import Checkpoints
+from egt_pipeline.checkpoints import Checkpoints, say_only_after
 from egt_pipeline.context import Context, StageResult
-from egt_pipeline.contract.errors import ArtifactError, TaskError
+from egt_pipeline.contract.errors import ArtifactError, TaskError, UnavailableError
 from egt_pipeline.contract.recipes import RLRecipe
 from egt_pipeline.contract.task import Progress
 from egt_pipeline.curriculum import PlannedStep, check_order, plan_steps, planned_places
@@ -67,23 +68,21 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
     )
     pq.write_table(pa.Table.from_pylist(selected.records, schema=SAMPLES), out / SAMPLES_FILE)
     described = _described(context, recipe, steps, selected=selected.samples, images=images, model=model, out=out)
-    # Ray's sockets need a path below 108 characters, which a scratch folder may exceed.
+    # Ray's sockets need a path below 108 characters, which a scratch folder may exceed. The line is the first to go, so
+    # that the others need not wait until this pod's last checkpoint is committed.
     with (
         tempfile.TemporaryDirectory(prefix="egt-", ignore_cleanup_errors=True) as ray_folder,
-        context.line() as line,
         Checkpoints(context) as checkpoints,
+        _Watch(described, context, checkpoints) as watch,
+        context.line() as line,
     ):
-        step = _resume(described.folder, checkpoints, line)
+        step = watch.committed = _resume(described.folder, checkpoints, line)
         described = described.model_copy(update={"ray_folder": Path(ray_folder), "resume": step > 0})
-        watch = _Watch(described, context, checkpoints, RecordTail(described.records), committed=step)
-        try:
-            if context.peers.leads:
-                with tracked(context, recipe, out) as watch.log:
-                    train(described, on_poll=watch, line=line, grace_seconds=context.grace_seconds)
-            else:
-                lend(described, on_poll=watch, line=line)
-        finally:
-            watch.commit_newest()
+        if context.peers.leads:
+            with tracked(context, recipe, out) as watch.log:
+                train(described, on_poll=watch, line=line, grace_seconds=context.grace_seconds)
+        else:
+            lend(described, on_poll=watch, line=line)
     if not context.peers.leads:
         context.check_stopped()
         return StageResult(metrics={}, published_elsewhere=True)
@@ -159,22 +158,31 @@ def _resume(folder: Path, checkpoints: Checkpoints, line: Line) -> int:
 class _Watch:
     """Called again and again while the run goes on: reports progress, commits this pod's part of new checkpoints.
 
-    Raises what ``Health`` finds.
+    Raises what ``Health`` finds. A context manager: the newest checkpoint is committed however the run ended, but for
+    one that is not to be gone on from.
     """
 
     run: RunFile
     context: Context
     checkpoints: Checkpoints
-    tail: RecordTail
     committed: int = 0
     log: Log = field(default=lambda _step, _figures: None)
 
     def __post_init__(self) -> None:
-        self.health = Health(self.run.recipe, self.run.attempt)
+        self._tail = RecordTail(self.run.records)
+        self._health = Health(self.run.recipe, self.run.attempt)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if not isinstance(error, TaskError | UnavailableError):
+            with say_only_after(error):
+                self._commit_newest()
 
     def __call__(self) -> None:
-        for record in self.tail.new() if self.run.peers.leads else ():
-            self.health.check(record)
+        for record in self._tail.new() if self.run.peers.leads else ():
+            self._health.check(record)
             self.log(record.step, figures_of(record))
             self.context.progress(
                 Progress(
@@ -185,12 +193,11 @@ class _Watch:
                     metric_value=record.mean("reward"),
                 )
             )
-        if not self.checkpoints.under_way:
-            self.commit_newest()
+        if not self.checkpoints.under_way:  # of several meanwhile the newest will do
+            self._commit_newest()
 
-    def commit_newest(self) -> None:
-        """Begin to commit the newest checkpoint if that has not been done, after waiting for one under way."""
-        self.checkpoints.finish()
+    def _commit_newest(self) -> None:
+        """Begin to commit the newest checkpoint, if that has not been done."""
         newest = newest_checkpoint(self.run)
         if newest is not None and newest[0] > self.committed:
             self._begin(*newest)
@@ -198,8 +205,7 @@ class _Watch:
     def _begin(self, step: int, state: Path) -> None:
         """Commit the checkpoint with the records up to its step; hard links keep it while OpenRLHF goes on."""
         self.committed = step
-        copy = self.run.folder / "committing"
-        shutil.rmtree(copy, ignore_errors=True)
+        copy = self.run.folder / f"committing-{step}"
         shutil.copytree(state, copy / "state", copy_function=os.link)
         if self.run.peers.leads:
             lines = self.run.records.read_text().splitlines(keepends=True)

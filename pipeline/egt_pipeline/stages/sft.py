@@ -44,7 +44,8 @@ def run(recipe: SFTRecipe, inputs: Mapping[str, Path], out: Path, context: Conte
     write_samples(encoded.samples, tokens)
     pq.write_table(pa.Table.from_pylist(encoded.records, schema=SAMPLES), out / SAMPLES_FILE)
     resume = context.scratch / "resume"
-    with context.line() as line, Checkpoints(context) as checkpoints:
+    # The line first to go: the others need not wait until this pod's last checkpoint is committed.
+    with Checkpoints(context) as checkpoints, context.line() as line:
         job = Job(
             recipe=recipe,
             processes=context.processes,
