@@ -7,7 +7,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 from egt_pipeline.contract.recipes import PrepareRecipe
 
@@ -54,9 +56,13 @@ def write_model(folder: Path) -> Path:
     """A directory that prepare takes for a model."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": {"depth": 1}}))
-    vocabulary = {"type": "WordLevel", "vocab": {"1": 0, "2": 1, "?": 2}, "unk_token": "?"}
+    tokens = ("1", "2", "<|image_pad|>", "<|im_end|>", "?")
+    words = {token: number for number, token in enumerate(tokens)}
+    vocabulary = {"type": "WordLevel", "vocab": words, "unk_token": "?"}
     (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": vocabulary}))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "processor_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    save_file({"weights": np.zeros(1)}, folder / "model.safetensors")
     return folder
 
 

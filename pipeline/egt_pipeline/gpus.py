@@ -22,7 +22,7 @@ def check_gpus(promised: int) -> None:
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if usable < promised:
         raise EgtError(
-            f"{promised} GPUs were promised and {usable} can be used: look at this node's device plugin and its driver, "
+            f"{promised} GPUs were promised and {usable} can be used: look at the node's device plugin and its driver, "
             f"which has to know CUDA {torch.version.cuda}"
         )
 

@@ -61,6 +61,7 @@ def _hub(source: ModelSource) -> Iterator[str]:
     from httpx import HTTPError
     from huggingface_hub.errors import (
         EntryNotFoundError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -71,7 +72,7 @@ def _hub(source: ModelSource) -> Iterator[str]:
         yield source.source.removeprefix("hf://")
     except LocalEntryNotFoundError as error:  # not in the cache, and the hub cannot be reached
         raise UnavailableError(f"{at}: {error}") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
         raise TaskError(f"{at}: {error}") from None
     except (HTTPError, ConnectionError) as error:
         raise UnavailableError(f"{at}: {error}") from None

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from egt_pipeline.contract.data import DataSource, ModelSource
-from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.errors import TaskError, UnavailableError
 from egt_pipeline.store import hash_file
 
 _BATCH_ROWS = 1024  # rows with their pictures held in memory at once, when they lie inside a Parquet file
@@ -80,9 +80,16 @@ def _parquet_rows(source: DataSource) -> Iterator[Row]:
 
 def _hub_rows(source: DataSource) -> Iterator[Row]:
     from datasets import Image, List, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     name = source.source.removeprefix("hf://")
-    data = load_dataset(name, revision=source.revision, split=source.split, streaming=True, trust_remote_code=False)
+    try:
+        data = load_dataset(name, revision=source.revision, split=source.split, streaming=True, trust_remote_code=False)
+    except (DatasetNotFoundError, HFValidationError) as error:
+        raise TaskError(f"source: {source.source} at {source.revision}: {error}") from None
+    except ConnectionError as error:
+        raise UnavailableError(f"source: {source.source}: the hub does not answer: {error}") from None
     for column, feature in (data.features or {}).items():
         # Bytes as they are; they are decoded by us, with limits.
         if isinstance(feature, Image):

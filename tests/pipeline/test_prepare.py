@@ -215,7 +215,9 @@ def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_the_record_of_the_model_names_every_file(tmp_path: Path) -> None:
     prepared(tmp_path, recipe_of(tmp_path, write_source(tmp_path / "rl", [*ROWS])))
     record = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert [entry["path"] for entry in record["files"]] == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert [entry["path"] for entry in record["files"]] == [
+        "chat_template.jinja", "config.json", "model.safetensors", "processor_config.json", "tokenizer.json",
+    ]  # fmt: skip
 
 
 def test_the_fingerprint_moves_with_a_file_and_stays_otherwise(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from build_artifact import DIGEST, STAGE, manifest_of
+from egt_pipeline.contract.base import Endpoint
 from egt_pipeline.contract.errors import ArtifactError
+from egt_pipeline.contract.words import in_words
 from egt_pipeline.store import parse_manifest
 
 WHERE = "store/artifacts/probe/manifest.json"
@@ -45,6 +48,15 @@ def test_a_damaged_manifest_is_told_in_one_line(text: bytes, said: str) -> None:
     assert message.startswith(f"{WHERE}: not a manifest: ")
     assert said in message
     assert "\n" not in message
+
+
+def test_a_key_where_the_name_of_its_variable_belongs_is_not_repeated() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Endpoint.model_validate({"model": "m", "apiKeyEnv": "sk-secret", "baseUrl": "https://user:password@host"})
+    said = " ".join(map(in_words, caught.value.errors()))
+    assert "secret" not in said
+    assert "password" not in said
+    assert said.startswith(("apiKeyEnv: what was given", "baseUrl: what was given"))
 
 
 def test_a_whole_manifest_is_read() -> None:

@@ -5,12 +5,15 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+_SECRETS = ("apiKeyEnv", "baseUrl")  # where people put keys and passwords, which no message is to repeat
 _SHOWN = 80  # characters of a value that a message repeats
 
 
 def in_words(details: ErrorDetails) -> str:
     """One error in one line."""
     path, value = _path(details["loc"]), _shown(details["input"])
+    if path.rpartition(".")[2] in _SECRETS:
+        value = "what was given, perhaps a key itself,"
     context = details.get("ctx", {})
     match details["type"]:
         case "missing":

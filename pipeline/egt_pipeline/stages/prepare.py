@@ -14,7 +14,7 @@ from egt_pipeline.contract.data import DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import DIGEST_LENGTH, Metric, Progress, content_digest
-from egt_pipeline.model_check import CHECKED_FILES, check_model
+from egt_pipeline.model_check import CHECKED_FILES, check_files, check_model
 from egt_pipeline.normal_form import Normaliser
 from egt_pipeline.preferences import STATUS_OK, write_images, write_preferences
 from egt_pipeline.reward_model import MODEL_FILE, MODEL_FOLDER, files_from_hub
@@ -62,7 +62,9 @@ def _model(source: ModelSource, out: Path, context: Context) -> str:
     if source.source.startswith("hf://"):
         check_model(files_from_hub(source, CHECKED_FILES), "spec.model.source")
     else:
-        check_model(local_path(source.source), "spec.model.source")
+        folder = local_path(source.source)
+        check_model(folder, "spec.model.source")
+        check_files(folder, "spec.model.source")
         identity = record["files"] = model_files(source)
     if Path(source.source).is_relative_to(context.scratch / BROUGHT):
         shutil.move(source.source, out / MODEL_FOLDER)
