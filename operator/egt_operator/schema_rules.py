@@ -180,14 +180,27 @@ def _batch_rules() -> list[Rule]:
         _rule(f"self.{name}.processes % self.{name}.pods == 0", "does not divide processes", f".{name}.pods")
         for name in trainings
     ]
-    return pods + [
+    gpus = [
         _rule(
-            f"self.{name}.batchSize % (self.{name}.microBatchSize * self.{name}.processes) == 0",
-            "is no multiple of microBatchSize x processes",
-            f".{name}.batchSize",
+            f"!has(self.{name}.resources.gpu) || "
+            f"self.{name}.resources.gpu in [0, self.{name}.processes / self.{name}.pods]",
+            "must be 0, or as many as a pod has processes; leave it out",
+            f".{name}.resources.gpu",
         )
         for name in trainings
     ]
+    return (
+        pods
+        + gpus
+        + [
+            _rule(
+                f"self.{name}.batchSize % (self.{name}.microBatchSize * self.{name}.processes) == 0",
+                "is no multiple of microBatchSize x processes",
+                f".{name}.batchSize",
+            )
+            for name in trainings
+        ]
+    )
 
 
 def _adapter_rules() -> list[Rule]:

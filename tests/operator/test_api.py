@@ -60,7 +60,7 @@ def test_where_a_stage_runs_is_no_part_of_its_digest() -> None:
         recipe: Recipe = run(**changes).recipes[StageName.SFT]
         return digest(StageName.SFT, STAGE_TYPES[StageName.SFT].revision, recipe, {})
 
-    asked = {"gpu": 2, "memory": "64Gi", "cpu": 4}
+    asked = {"gpu": 1, "memory": "64Gi", "cpu": 4}
     assert sft(sft__processes=2, sft__pods=2, sft__resources=asked, sft__checkpointSteps=7) == sft()
     assert sft(sft__learningRate=0.5) != sft()
 
@@ -80,6 +80,7 @@ REFUSED: dict[str, dict[str, Any]] = {
         "rl__processes": 3,
     },
     "pods: 3 does not divide processes 2": {"sft__processes": 2, "sft__pods": 3, "sft__microBatchSize": 1},
+    "resources.gpu: 8 is not accepted; the 1 processes of a pod": {"rl__resources": {"gpu": 8}},
     "exactly one of share, topK, percentile is needed": {"curate__keep": {"share": 0.1, "topK": 3}},
     "percentile keeps the low end only": {"curate__keep": {"percentile": 30, "band": "high"}},
     "endpoint: given exactly when kind is 'endpoint'": {"rl__judge": {"kind": "endpoint"}},

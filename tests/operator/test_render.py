@@ -68,7 +68,7 @@ def everything() -> dict[str, Any]:
         "podTemplate": {"labels": {"team": "a", "egt.dev/run": "other"}, "annotations": {TASK_ANNOTATION: "{}"}},
         "store": {"uri": "s3://b/p", "credentialsSecret": "store", "caSecret": "ca"},
         "distill": {"teacher": endpoint, "resources": {"cpu": 2, "memory": "4Gi", "gpu": 0}},
-        "rl": {"judge": {"kind": "endpoint", "endpoint": endpoint}, "resources": {"gpu": 8}},
+        "rl": {"judge": {"kind": "endpoint", "endpoint": endpoint}, "processes": 4, "resources": {"gpu": 4}},
         "scheduling": {
             "priorityClass": "high",
             "nodeSelector": {"pool": "h200"},
