@@ -19,13 +19,20 @@ from egt_pipeline.contract.training import LoRA
 GIB = 2**30
 # What may be changed; at the same price the first goes first.
 _KNOBS = {
-    StageName.SFT: ("micro_batch_size", "zero_stage", "processes", "max_length", "lora"),
+    StageName.SFT: ("micro_batch_size", "gradient_checkpointing", "zero_stage", "processes", "max_length", "lora"),
     StageName.RL: ("micro_batch_size", "zero_stage", "processes", "max_new_tokens", "max_prompt_tokens", "lora"),
     StageName.PROBE: ("batch_size", "max_new_tokens"),
     StageName.EVALUATE: ("batch_size", "max_new_tokens"),
 }
 # What one step of a knob costs: nothing but time, twice the GPUs, samples, or training something else.
-_PRICES = {"micro_batch_size": 1, "batch_size": 1, "zero_stage": 1, "processes": 2, "lora": 6}
+_PRICES = {
+    "micro_batch_size": 1,
+    "gradient_checkpointing": 1,
+    "batch_size": 1,
+    "zero_stage": 1,
+    "processes": 2,
+    "lora": 6,
+}
 _PRICE_OF_SAMPLES = 3
 _GROWING = ("processes", "zero_stage")
 _MOST_PROCESSES = 64  # more than that is a decision about the cluster, not a setting
@@ -46,7 +53,10 @@ class Refusal:
 
     def __str__(self) -> str:
         name, needs = self.phase.stage, -(-self.phase.needs * 10 // GIB) / 10
-        said = f"{name}: {self.phase.name} needs {needs:.1f} GiB a GPU, and a GPU has {self.gpu_bytes / GIB:.1f} GiB"
+        share = self.phase.terms.symbols.get("u")
+        taken = "" if share is None else f" (vLLM takes {share:.0%} of one)"
+        has = f"a GPU has {self.gpu_bytes / GIB:.1f} GiB"
+        said = f"{name}: {self.phase.name} needs {needs:.1f} GiB a GPU{taken}, and {has}"
         if not self.settings:
             return f"{said}; no setting of {name} makes it fit: take larger GPUs or a smaller model"
         changes = " and ".join(f"{name}.{to_camel(knob)}: {_shown(value)}" for knob, value in self.settings.items())
@@ -108,6 +118,8 @@ def _in_pods(block: Any, settings: dict[str, Setting]) -> dict[str, Setting]:
 
 
 def _shown(value: Setting) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{{rank: {value.rank}}}" if isinstance(value, LoRA) else str(value)
 
 
@@ -115,6 +127,9 @@ def _values(knob: str, now: Any) -> Iterator[Setting]:
     """What a knob is tried at, nearest first."""
     if knob == "lora":
         yield from () if now else (LoRA(),)
+        return
+    if knob == "gradient_checkpointing":
+        yield from () if now else (True,)
         return
     if knob == "zero_stage":
         yield from (stage for stage in (2, 3) if stage > now)

@@ -115,6 +115,18 @@ def test_a_stage_that_is_published_already_is_not_refused() -> None:
     assert refusals(run.spec, estimate(run, SEVEN, {}).only({StageName.CURATE})) == []
 
 
+def test_activations_that_are_kept_need_not_be() -> None:
+    found = refused(
+        run_of(scheduling__gpuMemory="80Gi", sft__processes=8, sft__microBatchSize=2, sft__gradientCheckpointing=False)
+    )["sft"]
+    assert str(found).endswith("it fits with sft.gradientCheckpointing: true")
+
+
+def test_that_vllm_takes_a_share_of_a_gpu_is_said() -> None:
+    found = refused(run_of(scheduling__gpuMemory="16Gi"))["probe"]
+    assert "GiB a GPU (vLLM takes 92% of one), and a GPU has 16.0 GiB" in str(found)
+
+
 @pytest.mark.parametrize("changes", [{}, {"sft__resources": {"gpu": 0}, "scheduling__gpuMemory": None}])
 def test_nothing_is_refused_where_no_limit_is_known(changes: dict[str, Any]) -> None:
     assert refused(run_of(**changes)) == {}
