@@ -67,7 +67,8 @@ def _memory(found: Estimate) -> Table:
     limit = found.offer.memory
     gpu = any(stage.gpus for stage in found.stages.values())
     title = "GiB a GPU at the peak" if gpu else "GiB a process at the peak"
-    table = Table("stage", title=title, title_justify="left")
+    # Without lines: the nine columns have to fit into 80 characters.
+    table = Table("stage", title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for column in ("weights", "gradients", "optimiser", "activations", "KV cache", "other", "total"):
         table.add_column(column, justify="right")
     if limit is not None:
