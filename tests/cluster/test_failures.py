@@ -83,19 +83,20 @@ def jobs(place: ClusterRun, name: str) -> list[str]:
     return sorted(line.rpartition("/")[2] for line in found.splitlines())
 
 
-@pytest.mark.skipif(not limits_memory(), reason="no memory controller of cgroup v1 here")
-def test_a_memory_limit_that_is_too_small(place: ClusterRun, operator: RunningOperator) -> None:
-    begin(place, "memory", lambda spec: spec.update(prepare={"resources": {"memory": "48Mi"}}))
-    assert "give the stage more memory (tried 2 times)" in wait_failed(place, "memory")
-    assert place.stage("memory", "prepare")["retries"] == {"OutOfMemory": 2}
-
-
+# The first: the operator of the others, which names a good image, is not there yet.
 def test_an_image_that_cannot_be_pulled(place: ClusterRun) -> None:
     settings = {"image": "registry.invalid/egt:1", "lease_name": "imageless", "pending_seconds": "3"}
     with operator_process(place.cluster.plane, **settings):
         begin(place, "imageless")
         assert "registry.invalid/egt:1" in wait_failed(place, "imageless")
     place.cluster.kubectl("delete", "egt", "imageless")
+
+
+@pytest.mark.skipif(not limits_memory(), reason="no memory controller of cgroup v1 here")
+def test_a_memory_limit_that_is_too_small(place: ClusterRun, operator: RunningOperator) -> None:
+    begin(place, "memory", lambda spec: spec.update(prepare={"resources": {"memory": "48Mi"}}))
+    assert "give the stage more memory (tried 2 times)" in wait_failed(place, "memory")
+    assert place.stage("memory", "prepare")["retries"] == {"OutOfMemory": 2}
 
 
 def test_a_secret_that_does_not_exist(place: ClusterRun, operator: RunningOperator) -> None:
