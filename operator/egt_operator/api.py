@@ -40,11 +40,9 @@ Deadline = Annotated[int | None, Placement, Field(ge=1)]
 def _check_processes(block: "SFTStage | RLStage") -> None:
     if block.processes % block.pods:
         raise ValueError(f"pods: {block.pods} does not divide processes {block.processes}; every pod has as many")
-    if block.resources.gpu not in (None, 0, block.processes // block.pods):
-        raise ValueError(
-            f"resources.gpu: {block.resources.gpu} is not accepted; the {block.processes // block.pods} processes of a "
-            "pod have a GPU each: leave it out, or 0 for none"
-        )
+    if (gpus := block.resources.gpu) not in (None, 0, each := block.processes // block.pods):
+        said = f"the {each} processes of a pod have a GPU each: leave it out, or 0 for none"
+        raise ValueError(f"resources.gpu: {gpus} is not accepted; {said}")
     if block.batch_size % (block.micro_batch_size * block.processes):
         raise ValueError(
             f"batchSize: {block.batch_size} is no multiple of "

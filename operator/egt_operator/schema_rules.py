@@ -189,18 +189,15 @@ def _batch_rules() -> list[Rule]:
         )
         for name in trainings
     ]
-    return (
-        pods
-        + gpus
-        + [
-            _rule(
-                f"self.{name}.batchSize % (self.{name}.microBatchSize * self.{name}.processes) == 0",
-                "is no multiple of microBatchSize x processes",
-                f".{name}.batchSize",
-            )
-            for name in trainings
-        ]
-    )
+    batches = [
+        _rule(
+            f"self.{name}.batchSize % (self.{name}.microBatchSize * self.{name}.processes) == 0",
+            "is no multiple of microBatchSize x processes",
+            f".{name}.batchSize",
+        )
+        for name in trainings
+    ]
+    return pods + gpus + batches
 
 
 def _adapter_rules() -> list[Rule]:

@@ -19,6 +19,7 @@ from egt_pipeline.contract.base import Endpoint
 from egt_pipeline.contract.errors import TaskError, UnavailableError
 
 _RETRIES = 6  # the client pauses 0.5 s, doubling up to 8 s: half a minute before a row counts as unavailable
+REFUSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)  # the key, or the model
 _HOPELESS = 2  # failed requests in a row for each that may be under way, before the rest is not even asked
 
 
@@ -86,8 +87,8 @@ class Chat:
                     max_tokens=max_tokens,
                     seed=seed,
                 )
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise TaskError(f"{self._endpoint.base_url} refuses model {self._endpoint.model!r}: {error}") from None
+            except REFUSED as error:
+                raise TaskError(refusal(self._endpoint, error)) from None
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 return Reply(f"refused: {error}", truncated=False, tokens_in=0, tokens_out=0)
             except (openai.APIError, ValueError) as error:  # ValueError: a body that is not JSON
@@ -95,6 +96,11 @@ class Chat:
                 raise UnavailableError(f"{self._endpoint.base_url}: {error}") from None
         self._failures = 0
         return _reply(done)
+
+
+def refusal(endpoint: Endpoint, error: Exception) -> str:
+    """What is said of a service that answers with one of ``REFUSED``."""
+    return f"{endpoint.base_url} refuses model {endpoint.model!r}: {error}"
 
 
 def _reply(done: Any) -> Reply:

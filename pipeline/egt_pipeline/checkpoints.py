@@ -59,10 +59,13 @@ class Checkpoints:
     @property
     def under_way(self) -> bool:
         """True while a commit is under way. Raises what one before it failed with."""
+        self._raise_failures()
+        return bool(self._begun)
+
+    def _raise_failures(self) -> None:
         for begun in [begun for begun in self._begun if begun.done()]:
             self._begun.remove(begun)
             begun.result()
-        return bool(self._begun)
 
     def begin(self, step: int, folder: Path) -> None:
         """Begin to commit this pod's part, the files in ``folder``, which is gone afterwards, as are its older parts.
@@ -70,7 +73,7 @@ class Checkpoints:
         Older than the newest complete checkpoint, that is: what others have not committed yet may never be. Raises what
         an earlier commit failed with.
         """
-        _ = self.under_way
+        self._raise_failures()
         self._begun.append(self._thread.submit(self._commit, step, folder))
 
     def _commit(self, step: int, folder: Path) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from openai import AsyncOpenAI, AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
+from openai import AsyncOpenAI, OpenAIError
 
-from egt_pipeline.chat import api_key
+from egt_pipeline.chat import REFUSED, api_key, refusal
 from egt_pipeline.contract.base import Endpoint
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.recipes import LogicJudge
@@ -105,11 +105,10 @@ class EndpointJudge:
         try:
             async with self._slots:
                 said = await self._ask(question)
-        except (AuthenticationError, PermissionDeniedError, NotFoundError) as error:
+        except REFUSED as error:
             if self._answers:  # a gateway says so too, while what is behind it starts anew
                 return Judgement(0, failed=True)
-            refused = f"{self._endpoint.base_url} refuses model {self._endpoint.model!r}: {error}"
-            raise TaskError(f"rl.judge.endpoint: {refused}") from None
+            raise TaskError(f"rl.judge.endpoint: {refusal(self._endpoint, error)}") from None
         except (OpenAIError, AttributeError, TypeError, ValueError, IndexError):  # also a body that is no completion
             return Judgement(0, failed=True)
         self._answers = True

@@ -63,13 +63,11 @@ def check_files(folder: Path, field: str) -> None:
                 pass
         except SafetensorError as error:
             raise TaskError(f"{field}: {path} is damaged: {error}") from None
-    for path in sorted(folder.glob("*.json")):
-        if path.name != "tokenizer.json":  # read already, and large
-            _json(path, field)
+    # tokenizer.json is read already, and large.
+    read = {path.name: _json(path, field) for path in sorted(folder.glob("*.json")) if path.name != "tokenizer.json"}
     if not any((folder / name).is_file() for name in _IMAGE_PROCESSORS):
         raise TaskError(f"{field}: {folder} has no image processor: none of {', '.join(_IMAGE_PROCESSORS)} is there")
-    own = folder / "tokenizer_config.json"
-    in_tokenizer = own.is_file() and "chat_template" in _json(own, field)
+    in_tokenizer = "chat_template" in read.get("tokenizer_config.json", {})
     if not in_tokenizer and not any((folder / name).is_file() for name in _TEMPLATES):
         raise TaskError(f"{field}: {folder} has no chat template: none of {', '.join(_TEMPLATES)} is there")
 

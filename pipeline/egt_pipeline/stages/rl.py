@@ -58,14 +58,7 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
     data = inputs["data"] / "rl"
     images = Images(data)
     selected = select(recipe, load_processor(model), data, inputs["selection"], images)
-    steps = plan_steps(
-        len(selected.samples),
-        order=recipe.order,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        max_steps=recipe.max_steps,
-        seed=recipe.seed,
-    )
+    steps = _planned(recipe, len(selected.samples))
     pq.write_table(pa.Table.from_pylist(selected.records, schema=SAMPLES), out / SAMPLES_FILE)
     described = _described(context, recipe, steps, selected=selected.samples, images=images, model=model, out=out)
     # Ray's sockets need a path below 108 characters, which a scratch folder may exceed. The line is the first to go, so
@@ -90,6 +83,17 @@ def run(recipe: RLRecipe, inputs: Mapping[str, Path], out: Path, context: Contex
     if recipe.lora:
         finish(out, model, recipe.lora)
     return result
+
+
+def _planned(recipe: RLRecipe, samples: int) -> tuple[PlannedStep, ...]:
+    return plan_steps(
+        samples,
+        order=recipe.order,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        max_steps=recipe.max_steps,
+        seed=recipe.seed,
+    )
 
 
 def _described(
