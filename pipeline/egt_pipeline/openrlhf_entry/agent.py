@@ -26,6 +26,7 @@ class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
+        self._biases: dict[int, float] | None = None  # of forbidden tokens, by the tokenizer that the first call brings
         run = current_run()
         self._recipe = run.recipe
         # Each engine makes an executor of its own.
@@ -64,9 +65,10 @@ class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
     def _parameters(self, given: Any, sample: dict[str, Any], tokenizer: Any) -> Any:
         """OpenRLHF's sampling parameters; a seed of its own makes a response independent of what runs beside it."""
         parameters = deepcopy(given)
-        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in FORBIDDEN_TOKENS}
-        known = tokenizer.get_vocab()
-        parameters.logit_bias = {ids[token]: _NEVER for token in FORBIDDEN_TOKENS if token in known}
+        if self._biases is None:
+            known = tokenizer.get_vocab()  # a new table of 150,000 entries at each call
+            self._biases = {known[token]: _NEVER for token in FORBIDDEN_TOKENS if token in known}
+        parameters.logit_bias = self._biases
         digest = content_digest([self._recipe.seed, sample["epoch"], sample["sample_id"]])
         parameters.seed = int(digest, 16) >> 1  # 63 bits
         parameters.logprobs = 0  # of the sampled token alone: what the rollout itself thought of it
