@@ -119,7 +119,9 @@ class Container:
             await asyncio.sleep(0.05)
 
     def signal_all(self, number: int) -> None:
-        """Every process of the container gets the signal, the command's children too."""
+        """Every process of the container gets the signal, the command's children too; none if it does not run."""
+        if self.process is None or self.process.returncode is not None:
+            return
         if number == signal.SIGKILL:
             self.kill()
             return

@@ -70,9 +70,13 @@ class NodeAgent:
         self.api: NodeApi
 
     def signal(self, namespace: str, pod: str, number: int = signal.SIGKILL) -> None:
-        """Every process of the pod gets the signal. Raises KeyError where no such pod runs here."""
-        found = {(p.namespace, p.name): p for p in list(self.pods.values())}
-        self.loop.call_soon_threadsafe(found[namespace, pod].signal, number)
+        """Every process of the pod has got the signal. Raises KeyError where no such pod runs here."""
+        found = {(p.namespace, p.name): p for p in list(self.pods.values())}[namespace, pod]
+
+        async def send() -> None:
+            found.signal(number)
+
+        asyncio.run_coroutine_threadsafe(send(), self.loop).result(timeout=30)
 
     def node_down(self, node: str, *, power: bool = True) -> None:
         """The node falls silent until ``node_up``. Without power its processes die too; with it they go on unseen."""
