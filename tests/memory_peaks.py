@@ -1,5 +1,6 @@
-"""``python tests/memory_peaks.py KIND``: what the real code allocates at its peak, one JSON line a case.
+"""``python tests/memory_peaks.py KIND``: what the real code allocates at its peak as it trains, one JSON line a case.
 
+generation_peaks.py does the same for what generates.
 In a process of its own, as OpenRLHF and DeepSpeed on CPU change torch, and a group of processes is pretended.
 Models of 7B are fake tensors: every operation says what it would allocate, and nothing is.
 """
@@ -7,9 +8,7 @@ Models of 7B are fake tensors: every operation says what it would allocate, and 
 import json
 import os
 import sys
-import tempfile
 import weakref
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -212,36 +211,6 @@ def zero(shape: dict[str, Any], stage: int) -> None:
     engine.destroy()
 
 
-def generation(hidden: int, layers: int, samples: int, words: int, new: int, *, pictures: int = 0) -> None:
-    """The transformers engine on prompts of unequal length, without ever saying the end."""
-    from build_pictures import png
-    from egt_pipeline.contract.recipes import ProbeRecipe
-    from egt_pipeline.engines import open_engine
-    from egt_pipeline.engines.interface import Batch, Request
-    from egt_pipeline.tiny_model import build_tiny_model
-
-    with tempfile.TemporaryDirectory() as folder:
-        build_tiny_model(Path(folder), hidden=hidden, vision_hidden=128, layers=layers)
-        config = json.loads((Path(folder) / "config.json").read_text())
-        recipe = ProbeRecipe(engine="transformers", prompt="plain-v1", batch_size=samples)
-        engine: Any = open_engine(recipe, Path(folder), max_images=pictures)
-    engine._vocabulary.ends = {-1}
-    shown = tuple(png(1, (112, 112)) for _ in range(pictures))
-    asked = [Request(" one two" * (words - place), "four", "7", shown) for place in range(samples)]
-    generate, seen = engine._generate, {}
-
-    def watched(inputs: Any, *rest: Any) -> Any:
-        seen.update(prompt=inputs["input_ids"].shape[1], patches=len(inputs.get("pixel_values", ())))
-        with Peak(*engine._model.parameters(), *engine._model.buffers(), engine._head_VD) as peak:
-            steps = generate(inputs, *rest)
-        seen.update(peak=peak.most)
-        return steps
-
-    engine._generate = watched
-    next(engine.generate([Batch(asked)], max_new_tokens=new, temperature=0.0))
-    tell(config, "generation", samples=samples, new=new, **seen)
-
-
 def pretend_ranks() -> None:
     """A process group of RANKS in which nobody else is: nothing is sent, and every tensor has its size."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -281,10 +250,6 @@ def main(kind: str) -> None:
             for stage in (2, 3):
                 for shape in (SMALL, WIDE, TIED):
                     zero(shape, stage)
-        case "generation":
-            generation(256, 4, 8, 300, 4)
-            generation(256, 4, 4, 10, 48)
-            generation(128, 2, 4, 10, 4, pictures=4)
 
 
 if __name__ == "__main__":

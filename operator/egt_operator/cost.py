@@ -7,9 +7,9 @@ takes as long as reading all weights and the cache, or as computing: whichever i
 
 from dataclasses import dataclass
 
+from egt_operator.generation_memory import kv_cache
 from egt_operator.geometry import Geometry
 from egt_operator.gpus import Gpu
-from egt_operator.memory import kv_cache
 
 
 @dataclass(frozen=True)

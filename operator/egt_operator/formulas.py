@@ -1,4 +1,4 @@
-"""The formulas of memory.py as people read them: ``egt plan`` prints these below its figures. Pure.
+"""The formulas of memory.py and generation_memory.py as people read them: ``egt plan`` prints them. Pure.
 
 Text that computes: with the values of its symbols, each gives the bytes that memory.py does, and
 tests/operator/test_formulas.py evaluates them to see that. A formula names others that stand before it.
@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from egt_operator.generation_memory import Prompts
 from egt_operator.geometry import Geometry
-from egt_operator.memory import OVERHEAD, Prompts, Training
+from egt_operator.memory import OVERHEAD, Training
 
 # Of the model, then of what is done with it.
 SHAPE: Mapping[str, str] = {
@@ -136,17 +137,37 @@ def _tower(*, trains: bool, checkpointing: bool) -> str:
     return f"(4 + b)*x + {kept} + b*(h + 2*i)"
 
 
-def vllm(geometry: Geometry, pool: str, beside: str, work: Mapping[str, float], *, shares: bool) -> Terms:
-    """Of what vLLM takes: its cache is ``pool``; weights ``beside`` it and overhead where it ``shares`` the GPU."""
+@dataclass(frozen=True)
+class VllmParts:
+    """What differs between vLLM's uses: its logits and its cache; weights and overhead of others that share the GPU."""
+
+    logits: str
+    pool: str
+    beside: str = ""
+    shares: bool = False
+
+
+def vllm(geometry: Geometry, parts: VllmParts, work: Mapping[str, float]) -> Terms:
+    """Of ``generation_memory.vllm_activations``, and what vLLM holds besides."""
     formulas = {
-        "tower": _FROZEN,
-        "pictures": "tower*4*m",
-        "prefill": "(b*(5*H + 3*I) + f)*f",
-        "weights": f"b*P{beside}",
-        "activations": "max(pictures, prefill) + 16*s*V",
-        "kv_cache": pool,
+        "tower": "max(12*x, b*x + b*max(11*h, 4*h + 4*i))",
+        "pictures": "tower*4*f",
+        "prefill": "b*(5*H + 4*I)*f",
+        "logits": parts.logits,
+        "weights": f"b*P{parts.beside}",
+        "activations": "max(pictures, prefill, logits + b*H*f)",
+        "kv_cache": parts.pool,
     }
-    return _terms(formulas | _overhead(on_gpu=shares), geometry, work)
+    return _terms(formulas | _overhead(on_gpu=parts.shares), geometry, work)
+
+
+ROLLOUT_LOGITS = "(b + 16)*s*V"
+
+
+def probe_logits(*, casts_head: bool) -> str:
+    """Of ``generation_memory.probe_logits``."""
+    chosen = "V*(8*s + 24*min(s, 32))"
+    return f"max({chosen}, 4*V*(s + H))" if casts_head else chosen
 
 
 def vllm_pool(*, on_gpu: bool, known: bool) -> str:
@@ -158,7 +179,7 @@ def vllm_pool(*, on_gpu: bool, known: bool) -> str:
 
 
 def generation(geometry: Geometry, prompts: Prompts, b: int, *, on_gpu: bool) -> Terms:
-    """Of ``memory.generation``."""
+    """Of ``generation_memory.generation``."""
     repeated = ", 2*b*H*s*(q + o)" if geometry.kv_heads < geometry.heads else ""
     formulas = {
         "tower": _FROZEN,

@@ -1,8 +1,9 @@
-"""What one process holds at its peak, by kind, in bytes: one pure function a formula, whose text is in formulas.py.
+"""What a process that trains holds at its peak, by kind, in bytes: one pure function a formula, whose text is in
+formulas.py. generation_memory.py has those of a process that generates.
 
 Symbols are those of formulas.py. ZeRO: Rajbhandari et al., arXiv 1910.02054, section 5,
 with the buffers of DeepSpeed 0.19. Activations are counted from the tensors that transformers' Qwen2.5-VL keeps for its
-backward pass. tests/operator/test_memory_*.py compare each with what the real code allocates.
+backward pass. tests/operator/test_memory.py compares each with what the real code allocates.
 """
 
 from dataclasses import dataclass, replace
@@ -208,42 +209,4 @@ def training(made: Training) -> Memory:
         gradients=gradients(made.trainable, sharding, made.held),
         optimiser=optimiser(made.trainable, sharding),
         activations=max(activations, step_copy(made.trainable, sharding, b)),
-    )
-
-
-def kv_cache(geometry: Geometry, tokens: int, b: int) -> int:
-    """Keys and values of all layers."""
-    return 2 * geometry.layers * geometry.kv_width * b * tokens
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """What is generated at once: prompts of at most ``prompt`` tokens, responses of at most ``new``; patches of all."""
-
-    count: int
-    prompt: int
-    new: int
-    patches: int = 0
-
-
-def prefill_activations(geometry: Geometry, prompts: Prompts, b: int) -> int:
-    """What the prompts hold while the MLP of a layer computes, and a mask of length x length."""
-    each = b * (5 * geometry.hidden + 3 * geometry.intermediate) + prompts.prompt
-    return prompts.count * prompts.prompt * each
-
-
-def generation(geometry: Geometry, prompts: Prompts, b: int) -> Memory:
-    """The transformers engine: weights, a float32 head, the cache, and what two moments add to it.
-
-    While prompts are read: their pictures or ``prefill_activations``, beside a cache that holds no response yet. At the
-    last token: the keys of a layer anew beside the old ones, or keys and values of a layer repeated for all heads.
-    """
-    tokens = prompts.count * (prompts.prompt + prompts.new)
-    cache, to_come = kv_cache(geometry, tokens, b), kv_cache(geometry, prompts.count * prompts.new, b)
-    reading = max(prefill_activations(geometry, prompts, b), vision_frozen(geometry, b) * prompts.patches) - to_come
-    repeated = 2 * b * geometry.hidden * tokens if geometry.kv_heads < geometry.heads else 0
-    return Memory(
-        weights=b * geometry.parameters + 4 * geometry.head_parameters,
-        activations=max(reading, cache // (2 * geometry.layers), repeated),
-        kv_cache=cache,
     )

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from egt_operator import formulas, memory
+from egt_operator import formulas, generation_memory, memory
 from egt_operator.api import EGTRunSpec, EvaluateStage, ProbeStage, RLStage, SFTStage
-from egt_operator.formulas import Terms
+from egt_operator.formulas import Terms, VllmParts
+from egt_operator.generation_memory import Prompts
 from egt_operator.geometry import Geometry
-from egt_operator.memory import Memory, MicroBatch, Prompts, Sharding, Training
+from egt_operator.memory import Memory, MicroBatch, Sharding, Training
 from egt_pipeline.contract.graph import StageName
 
 # What the stages are run with; tests/operator/test_stage_memory.py compares them with the pipeline's own.
@@ -16,7 +17,6 @@ RL_BUCKET = 500_000_000  # DeepSpeed's default, which OpenRLHF keeps
 ROLLOUT_SHARE = 0.5  # of a GPU, that vLLM takes beside the actor
 VLLM_SHARE = 0.92  # of a GPU, that vLLM takes alone: its own default
 ROLLOUTS_AT_ONCE = 256  # sequences an engine of rollouts works on: set by the pipeline
-_VLLM_LOGIT_BYTES = 16  # of the logits of one step: float32, and what is computed of them
 _CPU_CACHE = 2**30  # of a rollout engine without a GPU
 VLLM_PREFILL_TOKENS = 8192  # computed together, however many wait: set by the pipeline
 _BYTES = {"bfloat16": 2, "float32": 4}
@@ -150,12 +150,13 @@ def _rollouts(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Phase:
     """vLLM on its share of the GPU, beside the weights of the sleeping actor, whose optimiser lies in host memory."""
     models, sharded = 1 + _references(spec), spec.rl.zero_stage == 3
     actor = models * _copy(spec, geometry)
-    found, needs, work = _vllm(geometry, _Engine(ROLLOUT_SHARE, rl_length(spec), ROLLOUTS_AT_ONCE), room)
+    logits = generation_memory.rollout_logits(geometry, ROLLOUTS_AT_ONCE, 2)
+    found, needs, work = _vllm(geometry, _Engine(ROLLOUT_SHARE, rl_length(spec), ROLLOUTS_AT_ONCE, logits), room)
     beside = (actor + room.overhead) / (1 - ROLLOUT_SHARE)
     held = found.plus(weights=actor, overhead=room.overhead)
-    pool = formulas.vllm_pool(on_gpu=room.on_gpu, known=room.gpu_bytes is not None)
-    more = formulas.copies(models, sharded=sharded)
-    terms = formulas.vllm(geometry, pool, more, {**work, "N": ranks_of(spec.rl)}, shares=room.on_gpu)
+    copies = formulas.copies(models, sharded=sharded)
+    parts = VllmParts(formulas.ROLLOUT_LOGITS, _pool(room), copies, shares=room.on_gpu)
+    terms = formulas.vllm(geometry, parts, {**work, "N": ranks_of(spec.rl)})
     return Phase(StageName.RL, "rollouts", held, max(needs, int(beside)), terms)
 
 
@@ -166,12 +167,17 @@ def _copy(spec: EGTRunSpec, geometry: Geometry) -> int:
 
 @dataclass(frozen=True)
 class _Engine:
-    """vLLM on ``share`` of a GPU: ``at_once`` sequences of at most ``longest`` tokens."""
+    """vLLM on ``share`` of a GPU: ``at_once`` sequences of at most ``longest`` tokens; ``logits`` bytes of a step."""
 
     share: float
     longest: int
     at_once: int
+    logits: int
     b: int = 2
+
+
+def _pool(room: Room) -> str:
+    return formulas.vllm_pool(on_gpu=room.on_gpu, known=room.gpu_bytes is not None)
 
 
 def _vllm(geometry: Geometry, engine: _Engine, room: Room) -> tuple[Memory, int, dict[str, float]]:
@@ -179,10 +185,9 @@ def _vllm(geometry: Geometry, engine: _Engine, room: Room) -> tuple[Memory, int,
     symbols of its formulas.
     """
     fixed, tokens = engine.b * geometry.parameters, max(VLLM_PREFILL_TOKENS, engine.longest)
-    pictures = 4 * engine.longest * memory.vision_frozen(geometry, engine.b)
-    step = max(pictures, memory.prefill_activations(geometry, Prompts(1, tokens, 0), engine.b))
-    step += _VLLM_LOGIT_BYTES * engine.at_once * geometry.vocabulary
-    one = memory.kv_cache(geometry, engine.longest, engine.b)
+    # As many tokens of pictures as of text are computed together.
+    step = generation_memory.vllm_activations(geometry, tokens, 4 * tokens, engine.logits, engine.b)
+    one = generation_memory.kv_cache(geometry, engine.longest, engine.b)
     pool = one if room.on_gpu else _CPU_CACHE
     if room.gpu_bytes is not None:
         pool = max(one, int(engine.share * room.gpu_bytes) - fixed - step)
@@ -202,12 +207,12 @@ def _generation(spec: EGTRunSpec, stage: StageName, geometry: Geometry, room: Ro
     block = spec.probe if stage is StageName.PROBE else spec.evaluate
     b, prompt = _BYTES[block.precision], spec.rl.max_prompt_tokens
     if engine_of(block, on_gpu=room.on_gpu) == "vllm":
-        found, needs, work = _vllm(
-            geometry, _Engine(VLLM_SHARE, prompt + block.max_new_tokens, block.batch_size, b), room
-        )
-        pool = formulas.vllm_pool(on_gpu=room.on_gpu, known=room.gpu_bytes is not None)
-        return Phase(stage, "generation", found, needs, formulas.vllm(geometry, pool, "", work, shares=False))
+        logits = generation_memory.probe_logits(geometry, block.batch_size, b, on_gpu=room.on_gpu)
+        engine = _Engine(VLLM_SHARE, prompt + block.max_new_tokens, block.batch_size, logits, b)
+        found, needs, work = _vllm(geometry, engine, room)
+        parts = VllmParts(formulas.probe_logits(casts_head=b == 2 and not room.on_gpu), _pool(room))
+        return Phase(stage, "generation", found, needs, formulas.vllm(geometry, parts, work))
     prompts = Prompts(block.batch_size, prompt, block.max_new_tokens, patches=4 * block.batch_size * prompt)
-    found = memory.generation(geometry, prompts, b).plus(overhead=room.overhead)
+    found = generation_memory.generation(geometry, prompts, b).plus(overhead=room.overhead)
     terms = formulas.generation(geometry, prompts, b, on_gpu=room.on_gpu)
     return Phase(stage, "generation", found, found.total, terms)

@@ -1,4 +1,5 @@
-"""Formulas of memory against what the real code allocated: seen/memory-peaks.jsonl, by tests/memory_peaks.py.
+"""Formulas of memory against what the real code allocated: seen/memory-peaks.jsonl, by memory_peaks.py and
+generation_peaks.py.
 
 Recorded, as measuring takes minutes; the slow test measures again. Activations of training are within 5 % of what was
 seen. Where two things that are added up peak at different moments (what ZeRO-3 gathers and gradients under way), a
@@ -13,15 +14,19 @@ from typing import Any
 
 import pytest
 
-from egt_operator import memory
+from egt_operator import generation_memory, memory
+from egt_operator.generation_memory import Prompts
 from egt_operator.geometry import PUBLISHED, Geometry, read_config
-from egt_operator.memory import MicroBatch, Prompts, Sharding, Training
+from egt_operator.memory import MicroBatch, Sharding, Training
 from egt_pipeline.contract.training import LoRA
 
 ROOT = Path(__file__).parents[2]
 SEEN = [json.loads(line) for line in (Path(__file__).parent / "seen" / "memory-peaks.jsonl").read_text().splitlines()]
 
-KINDS = ("sft", "rl", "adapters", "vision", "zero", "generation")
+SCRIPTS = {
+    "memory_peaks.py": ("sft", "rl", "adapters", "vision", "zero"),
+    "generation_peaks.py": ("generation", "probe", "rollouts"),
+}
 
 
 def seen(*kinds: str) -> list[Any]:
@@ -34,9 +39,7 @@ def geometry_of(case: dict[str, Any]) -> Geometry:
 
 
 def test_each_formula_has_at_least_three_peaks_one_of_them_of_the_true_7b() -> None:
-    counts = {
-        kind: sum(case["kind"] == kind for case in SEEN) for kind in ("sft", "rl", "vision", "zero", "generation")
-    }
+    counts = {kind: sum(case["kind"] == kind for case in SEEN) for kinds in SCRIPTS.values() for kind in kinds}
     assert min(counts.values()) >= 3
     seven = PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"]
     for kind in ("sft", "rl"):
@@ -110,8 +113,19 @@ def test_the_peak_of_a_step_under_deepspeed_is_never_understated_by_more_than_10
 @pytest.mark.parametrize("case", seen("generation"))
 def test_the_transformers_engine_is_never_understated_by_more_than_10_percent(case: dict[str, Any]) -> None:
     prompts = Prompts(case["samples"], case["prompt"], case["new"], case["patches"])
-    said = memory.generation(geometry_of(case), prompts, 2)
+    said = generation_memory.generation(geometry_of(case), prompts, 2)
     assert 0.9 * case["peak"] <= said.kv_cache + said.activations <= 1.3 * case["peak"]
+
+
+@pytest.mark.parametrize("case", seen("probe", "rollouts"))
+def test_a_step_of_vllm_is_within_10_percent_of_what_was_seen(case: dict[str, Any]) -> None:
+    geometry, samples = geometry_of(case), case["samples"]
+    if case["kind"] == "rollouts":
+        logits = generation_memory.rollout_logits(geometry, samples, 2)
+    else:
+        logits = generation_memory.probe_logits(geometry, samples, 2, on_gpu=False)
+    said = generation_memory.vllm_activations(geometry, case["tokens"], case["patches"], logits, 2)
+    assert said == pytest.approx(case["peak"], rel=0.1)
 
 
 def test_weights_gradients_and_adam_without_deepspeed_are_4_4_and_8_bytes_a_weight() -> None:
@@ -133,14 +147,14 @@ def test_weights_gradients_and_adam_without_deepspeed_are_4_4_and_8_bytes_a_weig
 
 def test_the_cache_of_7b_takes_57344_bytes_a_token() -> None:
     assert (
-        memory.kv_cache(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"], 1, 2) == 57_344
+        generation_memory.kv_cache(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"], 1, 2) == 57_344
     )  # 28 layers x 2 x 4 heads x 128 x 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_measured_again_peaks_are_what_was_recorded(kind: str) -> None:
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "memory_peaks.py"), kind]
+@pytest.mark.parametrize(("script", "kind"), [(script, kind) for script, kinds in SCRIPTS.items() for kind in kinds])
+def test_measured_again_peaks_are_what_was_recorded(script: str, kind: str) -> None:
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / script), kind]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     recorded = [case for case in SEEN if case["kind"] == kind]
