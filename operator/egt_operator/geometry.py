@@ -94,29 +94,40 @@ class Geometry:
 def read_config(config: Mapping[str, Any]) -> Geometry:
     """The geometry that a config.json of Qwen2.5-VL says; those of the hub keep the text's fields at the top.
 
-    Raises KeyError at a missing field: then it is the config of something else.
+    Raises KeyError at a missing field, ValueError at one that is no number: then it is the config of something else.
     """
     text, vision = config.get("text_config") or config, config["vision_config"]
-    channels = vision.get("in_channels") or vision.get("in_chans") or 3
-    frames, patch = vision.get("temporal_patch_size", 2), vision.get("patch_size", 14)
+    channels = _number(vision, "in_channels", "in_chans", default=3)
+    frames, patch = _number(vision, "temporal_patch_size", default=2), _number(vision, "patch_size", default=14)
     return Geometry(
-        layers=text["num_hidden_layers"],
-        hidden=text["hidden_size"],
-        intermediate=text["intermediate_size"],
-        heads=text["num_attention_heads"],
-        kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
-        vocabulary=text["vocab_size"],
+        layers=_number(text, "num_hidden_layers"),
+        hidden=_number(text, "hidden_size"),
+        intermediate=_number(text, "intermediate_size"),
+        heads=_number(text, "num_attention_heads"),
+        kv_heads=_number(text, "num_key_value_heads", "num_attention_heads"),
+        vocabulary=_number(text, "vocab_size"),
         tied=bool(config.get("tie_word_embeddings", False)),
         vision=Vision(
             # The hub's 3B and 7B leave depth to transformers' default of 32.
-            depth=vision.get("depth", 32),
-            hidden=vision["hidden_size"],
-            intermediate=vision["intermediate_size"],
-            heads=vision.get("num_heads", 16),
-            merge=vision.get("spatial_merge_size", 2),
+            depth=_number(vision, "depth", default=32),
+            hidden=_number(vision, "hidden_size"),
+            intermediate=_number(vision, "intermediate_size"),
+            heads=_number(vision, "num_heads", default=16),
+            merge=_number(vision, "spatial_merge_size", default=2),
             patch_values=channels * frames * patch * patch,
         ),
     )
+
+
+def _number(block: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+    """The first of the fields that the block has."""
+    name = next((name for name in names if block.get(name) is not None), names[0])
+    value = block.get(name, default)
+    if value is None:
+        raise KeyError(name)
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: {value!r} is no number of at least 1")
+    return value
 
 
 # The tower of 3B and 7B, and the wider one of 32B and 72B.

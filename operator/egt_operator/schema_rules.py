@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from egt_operator import api, api_parts
 from egt_pipeline.contract.base import Placement, Recipe
-from egt_pipeline.contract.data import DataSource, ModelSource
+from egt_pipeline.contract.data import NO_PLACE, PLACES, DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import STAGES, StageName, inputs_of
 from egt_pipeline.contract.recipes import Keep
@@ -28,12 +28,17 @@ _PINNED = _rule(
     "!self.source.startsWith('hf://') || (has(self.revision) && self.revision != '')",
     "revision: a hf:// source needs the commit it is pinned to (40 hex digits)",
 )
+_PLACED = _rule(
+    " || ".join(["!self.source.contains('://')", *(f"self.source.startsWith('{place}')" for place in PLACES)]),
+    NO_PLACE,
+    ".source",
+)
 
 _FROZEN = _rule("self == oldSelf", "cannot change; start a run of another name")
 
 RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
-    ModelSource: (_PINNED,),
-    DataSource: (_PINNED,),
+    ModelSource: (_PINNED, _PLACED),
+    DataSource: (_PINNED, _PLACED),
     Keep: (
         _rule(
             "[has(self.share), has(self.topK), has(self.percentile)].filter(given, given).size() == 1",

@@ -19,7 +19,7 @@ from egt_operator.cli_parts import CHANGES_EXIT, PROBLEMS_EXIT, OutputOption, St
 from egt_operator.sweep import SWEEP_LABEL, SweepRun, tasks_of, waves
 from egt_operator.sweep_local import open_members, read_sweep, run_members
 from egt_operator.sweep_outcome import outcome_of
-from egt_operator.sweep_plan import as_data, look, missing_of, print_sweep
+from egt_operator.sweep_plan import as_data, look, missing_of, print_sweep, too_large
 from egt_pipeline.contract.chain import chain
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.fingerprint import local_sources
@@ -40,8 +40,9 @@ def plan(file: SweepFile, store: StoreOption = None, output: OutputOption = "tex
     """Say which stages would run now, shared ones once, and their GPU-hours.
 
     Exit code 0: nothing would run; 2: something would; 64: the command, the sweep, its base or its
-    store cannot be read, or a source does not exist; 65: an artifact is damaged; 69: the store
-    does not answer: then it is said what would run if nothing were published.
+    store cannot be read, a source does not exist, or what would run does not fit its GPUs; 65: an
+    artifact is damaged; 69: the store does not answer: then it is said what would run if nothing
+    were published.
     """
     wants_json = is_json(output)
     _, runs = read_sweep(file)
@@ -53,6 +54,8 @@ def plan(file: SweepFile, store: StoreOption = None, output: OutputOption = "tex
     missing = dict.fromkeys(missing_of(seen))
     for line in missing:
         print(f"prepare will fail: {line}", file=sys.stderr)
+    if refused := too_large(seen):
+        raise TaskError(refused)
     if seen.trouble is not None:
         raise seen.trouble
     if any(count.to_run for count in seen.counts):

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from egt_operator.estimate import Estimate, estimate, hours_together, prepared_metrics
+from egt_operator.fit import refusals
 from egt_operator.geometry import geometry_of
 from egt_operator.plan import Task
 from egt_operator.plan_view import between_text
@@ -51,11 +52,22 @@ class SweepLook:
         return lines
 
     @cached_property
+    def needs(self) -> list[Estimate]:
+        """Per run, of the stages that would run for it."""
+        together = zip(self.runs, self.found, self.to_run, strict=True)
+        return [_estimate(entry, found).only(set(new)) for entry, found, new in together]
+
+    @cached_property
+    def refused(self) -> list[list[str]]:
+        """Per run, what would run for it and does not fit its GPUs."""
+        together = zip(self.runs, self.needs, strict=True)
+        return [[str(one) for one in refusals(entry.run.spec, needs)] for entry, needs in together]
+
+    @cached_property
     def gpu_hours(self) -> dict[StageName, Between | None]:
         """By stage, of all that would run on a GPU; None: not known."""
         hours: dict[StageName, list[Between | None]] = {}
-        for entry, found, new in zip(self.runs, self.found, self.to_run, strict=True):
-            needs = _estimate(entry, found).only(set(new))
+        for needs in self.needs:
             for name, stage in needs.stages.items():
                 if stage.gpus:
                     hours.setdefault(name, []).append(stage.gpu_hours)
@@ -83,13 +95,22 @@ def missing_of(seen: SweepLook) -> Iterator[str]:
             yield from missing_sources(entry.run.recipes[StageName.PREPARE])  # type: ignore[arg-type]
 
 
+def too_large(seen: SweepLook) -> str:
+    """A line for each that does not fit, with the runs it is said of; empty if all fit."""
+    runs: dict[str, list[str]] = {}
+    for entry, refused in zip(seen.runs, seen.refused, strict=True):
+        for said in refused:
+            runs.setdefault(said, []).append(entry.name)
+    return "\n".join(f"{', '.join(names)}: {said}" for said, names in runs.items())
+
+
 def as_data(seen: SweepLook) -> dict[str, Any]:
     """For ``-o json``."""
     hours = {name: found and vars(found) for name, found in seen.gpu_hours.items()}
     stages = [{**vars(one), "to_run": one.to_run, "gpu_hours": hours.get(one.stage)} for one in seen.counts]
     runs = [
-        {"run": entry.name, "arm": entry.arm, "seed": entry.seed, "to_run": new}
-        for entry, new in zip(seen.runs, seen.to_run, strict=True)
+        {"run": entry.name, "arm": entry.arm, "seed": entry.seed, "to_run": new, "refused": refused}
+        for entry, new, refused in zip(seen.runs, seen.to_run, seen.refused, strict=True)
     ]
     return {"stages": stages, "runs": runs}
 

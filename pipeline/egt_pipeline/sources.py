@@ -47,10 +47,8 @@ def local_path(place: str) -> Path:
 
 def _existing(place: str) -> Path:
     path = local_path(place)
-    if "://" in place.removeprefix("file://"):  # not of the path: it has one slash where the place has two
-        raise TaskError(f"source: {place!r} is neither a path, file://, s3:// nor hf://")
     if not path.is_file():
-        raise TaskError(f"source: {path} does not exist, or is no file (relative paths start at {Path.cwd()})")
+        raise TaskError(f"source: {place} does not exist, or is no file (relative paths start at {Path.cwd()})")
     return path
 
 

@@ -84,6 +84,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "exactly one of share, topK, percentile is needed": {"curate__keep": {"share": 0.1, "topK": 3}},
     "percentile keeps the low end only": {"curate__keep": {"percentile": 30, "band": "high"}},
     "endpoint: given exactly when kind is 'endpoint'": {"rl__judge": {"kind": "endpoint"}},
+    "source: 'https://huggingface.co/org/model' is neither a path, file://, s3:// nor hf://; a repository of": {
+        "model__source": "https://huggingface.co/org/model"
+    },
+    "is neither a path, file://, s3:// nor hf://": {"data__rl__source": "gs://bucket/rl.jsonl"},
     "a hf:// model needs the commit": {"model__source": "hf://org/model"},
     "a hf:// dataset needs the commit": {"data__sft__source": "hf://org/data"},
     "key: is missing; only operator Exists": {"scheduling__tolerations": [{"operator": "Equal"}]},

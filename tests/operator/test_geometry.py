@@ -106,3 +106,12 @@ def test_what_cannot_be_read_is_unknown_and_says_why(
 def test_a_config_of_another_model_is_unknown(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64}))
     assert "is no config of a Qwen2.5-VL" in geometry_of(ModelSource(source=str(tmp_path))).origin
+
+
+def test_a_config_with_a_text_where_a_number_belongs_is_named_instead_of_counted(tmp_path: Path) -> None:
+    config = json.loads((random_model() / "config.json").read_text())
+    config["vision_config"]["depth"] = "two"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    known = geometry_of(ModelSource(source=str(tmp_path)))
+    assert known.geometry is None
+    assert "depth: 'two' is no number of at least 1" in known.origin

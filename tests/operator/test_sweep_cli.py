@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from build_manifest import manifest
@@ -61,6 +62,19 @@ def test_plan_counts_what_is_shared_before_anything_has_run_and_says_what_is_mis
     }  # fmt: skip
     assert [len(line["to_run"]) for line in found["runs"]] == [7, 3, 2, 2]
     assert said.stderr.count("spec.data.rl.source") == 1
+
+
+def test_plan_refuses_what_does_not_fit_once_with_the_runs_it_is_said_of(file: Path, tmp_path: Path) -> None:
+    base = yaml.safe_load((tmp_path / "base.yaml").read_text())
+    base["spec"]["model"] = {"source": "hf://Qwen/Qwen2.5-VL-7B-Instruct", "revision": "0" * 40}
+    base["spec"]["scheduling"] = {"gpuMemory": "24Gi"}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    with pytest.raises(TaskError, match=r"(?m)^grid-low-0: sft: training needs .* GiB a GPU, and a GPU has 24.0 GiB"):
+        CliRunner().invoke(sweep_app, ["plan", str(file)], catch_exceptions=False)
+    said = CliRunner().invoke(sweep_app, ["plan", str(file), "-o", "json"])
+    runs = json.loads(said.stdout)["runs"]
+    assert [any(one.startswith("sft: ") for one in run["refused"]) for run in runs] == [True, False, False, False]
+    assert all(any(one.startswith("rl: ") for one in run["refused"]) for run in runs)
 
 
 def test_a_table_of_nothing_is_refused_with_what_to_do(file: Path) -> None:

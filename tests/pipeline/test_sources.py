@@ -38,13 +38,11 @@ def test_a_missing_source_is_refused_with_its_path(tmp_path: Path) -> None:
     [
         ("bad.parquet", "is no Parquet file: "),
         ("table.csv", "is neither .jsonl, .parquet nor hf://"),
-        ("gs://bucket/rl.jsonl", "is neither a path, file://, s3:// nor hf://"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_refused_with_its_field(tmp_path: Path, name: str, said: str) -> None:
-    place = name if "://" in name else str(tmp_path / name)
-    (tmp_path / Path(name).name).write_text("no table")
-    recipe = recipe_of(tmp_path, write_source(tmp_path / "rl", [row(0), row(1)]), rl={"source": place})
+    (tmp_path / name).write_text("no table")
+    recipe = recipe_of(tmp_path, write_source(tmp_path / "rl", [row(0), row(1)]), rl={"source": str(tmp_path / name)})
     with pytest.raises(TaskError, match=rf"^data\.rl\.source: .*{re.escape(said)}"):
         prepare_it(tmp_path, recipe)
 

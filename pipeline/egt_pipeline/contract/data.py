@@ -10,16 +10,26 @@ from egt_pipeline.contract.base import Recipe
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
+PLACES = ("file://", "s3://", "hf://")
+NO_PLACE = "is neither a path, file://, s3:// nor hf://; a repository of huggingface.co is hf://organisation/name"
+
+
+def _check_place(source: str) -> None:
+    if "://" in source and not source.startswith(PLACES):
+        raise ValueError(f"source: {source!r} {NO_PLACE}")
+
+
 class ModelSource(Recipe):
     """The vision-language model that becomes the reward model."""
 
     source: str = Field(min_length=1)
-    """Where the model lies: a directory, or hf://organisation/name."""
+    """A directory (a path, file://, or s3:// on the store's server), or hf://organisation/name."""
     revision: Commit | None = None
     """Commit of a hub model (40 hex digits). Hub models need it: a branch name is no identity."""
 
     @model_validator(mode="after")
-    def _hub_models_are_pinned(self) -> Self:
+    def _is_found_and_pinned(self) -> Self:
+        _check_place(self.source)
         if self.source.startswith("hf://") and not self.revision:
             raise ValueError("revision: a hf:// model needs the commit it is pinned to (40 hex digits)")
         return self
@@ -71,7 +81,8 @@ class DataSource(Recipe):
     """Read no more than this many rows; null reads all."""
 
     @model_validator(mode="after")
-    def _hub_data_are_pinned(self) -> Self:
+    def _is_found_and_pinned(self) -> Self:
+        _check_place(self.source)
         if self.source.startswith("hf://") and not self.revision:
             raise ValueError("revision: a hf:// dataset needs the commit it is pinned to (40 hex digits)")
         return self
