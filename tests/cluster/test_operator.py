@@ -178,6 +178,7 @@ def test_deleting_a_run_leaves_nothing(cluster: Cluster, operator: RunningOperat
 def test_the_api_server_refuses_what_the_types_refuse(cluster: Cluster) -> None:
     for block, change, path in (
         ("rl", {"batchSize": 7, "microBatchSize": 2}, r"spec\.rl\.batchSize"),
+        ("model", {"source": "https://huggingface.co/org/model"}, r"spec\.model\.source.*is hf://organisation/name"),
         ("rl", {"resources": {"gpu": 8}}, r"spec\.rl\.resources\.gpu.*as many as a pod has processes"),
         ("sft", {"adamBetas": [0.9, 1.0]}, r"spec\.sft\.adamBetas\[1\]"),
         ("scheduling", {"nodeSelector": {"a b": "x"}}, r"spec\.scheduling\.nodeSelector.*every key"),

@@ -52,14 +52,16 @@ def test_the_cache_of_rollouts_is_what_weights_and_prefill_leave_of_half_a_gpu()
 
 
 def test_constants_of_the_stages_are_the_pipelines_own() -> None:
-    from egt_operator import stage_memory
+    from egt_operator import generation_memory, stage_memory
     from egt_pipeline import sft_train
     from egt_pipeline.contract.recipes import RLRecipe
+    from egt_pipeline.engines import sampling
     from egt_pipeline.engines.vllm_environment import PREFILL_TOKENS
     from egt_pipeline.peers import ALONE
     from egt_pipeline.rl_run import ROLLOUTS_AT_ONCE, RunFile, arguments
 
     assert sft_train._BUCKET_ELEMENTS == stage_memory.SFT_BUCKET
+    assert sampling._BLOCK_ROWS == generation_memory._CHOSEN_AT_ONCE
     assert (ROLLOUTS_AT_ONCE, PREFILL_TOKENS) == (stage_memory.ROLLOUTS_AT_ONCE, stage_memory.VLLM_PREFILL_TOKENS)
     places = dict.fromkeys(("model", "dataset", "folder", "output", "ray_folder"), Path("/run"))
     numbers = {"processes": 2, "peers": ALONE, "attempt": 1, "max_images": 1, "resume": False, "parent": 1}
