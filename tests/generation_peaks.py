@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from memory_peaks import Peak, model_of, tell
+from allocations import Peak, model_of, tell
 
 
 def generation(hidden: int, layers: int, samples: int, words: int, new: int, *, pictures: int = 0) -> None:

@@ -19,8 +19,11 @@ MEMORY = Path(__file__).with_name("revisions.json")
 # What says how things are stored and handed over, not what is computed.
 _NO_MEANING = ("egt_pipeline.contract", "egt_pipeline.context", "egt_pipeline.store")
 
-# Programs that a stage starts instead of importing them.
+# What a stage starts, or names to others, instead of importing it.
+_INSIDE_VLLM = ["egt_pipeline.engines.vllm_probe"]
 _STARTED = {
+    "probe": _INSIDE_VLLM,
+    "evaluate": _INSIDE_VLLM,
     "rl": [f"egt_pipeline.openrlhf_entry.{path.stem}" for path in sorted((PACKAGE / "openrlhf_entry").glob("*.py"))],
     "sft": ["egt_pipeline.sft_train"],
 }

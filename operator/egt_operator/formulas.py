@@ -1,6 +1,6 @@
 """The formulas of memory.py and generation_memory.py as people read them: ``egt plan`` prints them. Pure.
 
-Text that computes: with the values of its symbols, each gives the bytes that memory.py does, and
+Text that computes: with the values of its symbols, each gives the bytes that those functions do, and
 tests/operator/test_formulas.py evaluates them to see that. A formula names others that stand before it.
 """
 
@@ -44,6 +44,7 @@ WORK: Mapping[str, str] = {
     "o": "tokens of a response",
     "m": "tokens of a sample",
     "f": "tokens of one step",
+    "v": "tokens of its pictures",
     "u": "share of the GPU",
     "G": "bytes of the GPU",
 }
@@ -151,11 +152,11 @@ def vllm(geometry: Geometry, parts: VllmParts, work: Mapping[str, float]) -> Ter
     """Of ``generation_memory.vllm_activations``, and what vLLM holds besides."""
     formulas = {
         "tower": "max(12*x, b*x + b*max(11*h, 4*h + 4*i))",
-        "pictures": "tower*4*f",
+        "pictures": "tower*4*v",
         "prefill": "b*(5*H + 4*I)*f",
         "logits": parts.logits,
         "weights": f"b*P{parts.beside}",
-        "activations": "max(pictures, prefill, logits + b*H*f)",
+        "activations": "max(pictures, b*H*v + max(prefill, logits + b*H*f))",
         "kv_cache": parts.pool,
     }
     return _terms(formulas | _overhead(on_gpu=parts.shares), geometry, work)
@@ -164,9 +165,9 @@ def vllm(geometry: Geometry, parts: VllmParts, work: Mapping[str, float]) -> Ter
 ROLLOUT_LOGITS = "(b + 16)*s*V"
 
 
-def probe_logits(*, casts_head: bool) -> str:
+def probe_logits(*, sampled: bool, casts_head: bool) -> str:
     """Of ``generation_memory.probe_logits``."""
-    chosen = "V*(8*s + 24*min(s, 32))"
+    chosen = "V*(8*s + 24*min(s, 32))" if sampled else "8*s*V"
     return f"max({chosen}, 4*V*(s + H))" if casts_head else chosen
 
 

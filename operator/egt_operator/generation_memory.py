@@ -1,7 +1,7 @@
 """What a process that generates holds at its peak, in bytes: one pure function a formula, whose text is in formulas.py.
 
-tests/operator/test_memory.py compares each with what the engines allocate on a CPU. A GPU's fused kernels keep fewer
-copies than are counted here; what they hold instead, and the graphs that vLLM captures, cannot be measured without one.
+tests/operator/test_memory.py compares each with what engines allocate on a CPU in bfloat16. What a GPU's own kernels
+and the graphs that vLLM captures hold is not known here.
 """
 
 from dataclasses import dataclass
@@ -50,10 +50,15 @@ def generation(geometry: Geometry, prompts: Prompts, b: int) -> Memory:
     )
 
 
-def vllm_activations(geometry: Geometry, tokens: int, patches: int, logits: int, b: int) -> int:
-    """One step of vLLM: its pictures, then the MLP of a layer, then ``logits`` bytes beside the last hidden states."""
+def vllm_activations(geometry: Geometry, tokens: int, pictures: int, logits: int, b: int) -> int:
+    """One step of vLLM on so many tokens, and on ``pictures`` tokens of these.
+
+    It computes the pictures; then, beside what came of them, the MLP of a layer; then ``logits`` bytes beside the last
+    hidden states.
+    """
+    seen, last = b * geometry.hidden * pictures, b * geometry.hidden * tokens
     layer = b * (5 * geometry.hidden + 4 * geometry.intermediate) * tokens
-    return max(vllm_vision(geometry, b) * patches, layer, logits + b * geometry.hidden * tokens)
+    return max(vllm_vision(geometry, b) * 4 * pictures, seen + max(layer, logits + last))
 
 
 def vllm_vision(geometry: Geometry, b: int) -> int:
@@ -62,13 +67,13 @@ def vllm_vision(geometry: Geometry, b: int) -> int:
     return max(12 * pixels, b * pixels + b * max(11 * h, 4 * h + 4 * i))
 
 
-def probe_logits(geometry: Geometry, samples: int, b: int, *, on_gpu: bool) -> int:
-    """Float32 logits and a copy, and what tokens are chosen by: shares, cumulated, in float64, of some at once.
+def probe_logits(geometry: Geometry, samples: int, *, sampled: bool, casts_head: bool) -> int:
+    """Float32 logits and a copy; where tokens are sampled, shares and their sums in float64 of some at once.
 
-    Without a GPU vLLM makes a float32 copy of the whole head at each step.
+    ``casts_head``: without a GPU vLLM makes a float32 copy of a bfloat16 head at each step.
     """
-    chosen = geometry.vocabulary * (8 * samples + 24 * min(samples, _CHOSEN_AT_ONCE))
-    head = 0 if on_gpu or b == 4 else 4 * geometry.vocabulary * (samples + geometry.hidden)
+    chosen = geometry.vocabulary * (8 * samples + (24 * min(samples, _CHOSEN_AT_ONCE) if sampled else 0))
+    head = 4 * geometry.vocabulary * (samples + geometry.hidden) if casts_head else 0
     return max(chosen, head)
 
 

@@ -120,13 +120,13 @@ def read_config(config: Mapping[str, Any]) -> Geometry:
 
 
 def _number(block: Mapping[str, Any], *names: str, default: int | None = None) -> int:
-    """The first of the fields that the block has."""
+    """The first of the fields that the block has. Raises KeyError if it has none, ValueError if that is no number."""
     name = next((name for name in names if block.get(name) is not None), names[0])
     value = block.get(name, default)
     if value is None:
         raise KeyError(name)
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: {value!r} is no number of at least 1")
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name}: {value!r} is no whole number of at least 1")
     return value
 
 

@@ -19,6 +19,9 @@ VLLM_SHARE = 0.92  # of a GPU, that vLLM takes alone: its own default
 ROLLOUTS_AT_ONCE = 256  # sequences an engine of rollouts works on: set by the pipeline
 _CPU_CACHE = 2**30  # of a rollout engine without a GPU
 VLLM_PREFILL_TOKENS = 8192  # computed together, however many wait: set by the pipeline
+# Of the largest picture that the published models take (12,845,056 pixels, 784 a token): vLLM encodes one as it starts
+# on a GPU, and later as many pictures at once as have no more tokens.
+_PICTURE_TOKENS = 16_384
 _BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -184,15 +187,15 @@ def _vllm(geometry: Geometry, engine: _Engine, room: Room) -> tuple[Memory, int,
     """What weights and one step leave of its share is cache, one sample's at the least; the GPU that would do; and the
     symbols of its formulas.
     """
-    fixed, tokens = engine.b * geometry.parameters, max(VLLM_PREFILL_TOKENS, engine.longest)
-    # As many tokens of pictures as of text are computed together.
-    step = generation_memory.vllm_activations(geometry, tokens, 4 * tokens, engine.logits, engine.b)
+    fixed, pictures = engine.b * geometry.parameters, max(VLLM_PREFILL_TOKENS, _PICTURE_TOKENS)
+    step = generation_memory.vllm_activations(geometry, VLLM_PREFILL_TOKENS, pictures, engine.logits, engine.b)
     one = generation_memory.kv_cache(geometry, engine.longest, engine.b)
     pool = one if room.on_gpu else _CPU_CACHE
     if room.gpu_bytes is not None:
         pool = max(one, int(engine.share * room.gpu_bytes) - fixed - step)
     needs = int((fixed + step + one) / engine.share)
-    work = {"b": engine.b, "s": engine.at_once, "m": engine.longest, "f": tokens, "u": engine.share}
+    work = {"b": engine.b, "s": engine.at_once, "m": engine.longest, "u": engine.share}
+    work |= {"f": VLLM_PREFILL_TOKENS, "v": pictures}
     return Memory(fixed, activations=step, kv_cache=pool), needs, work | {"G": room.gpu_bytes or 0}
 
 
@@ -207,10 +210,12 @@ def _generation(spec: EGTRunSpec, stage: StageName, geometry: Geometry, room: Ro
     block = spec.probe if stage is StageName.PROBE else spec.evaluate
     b, prompt = _BYTES[block.precision], spec.rl.max_prompt_tokens
     if engine_of(block, on_gpu=room.on_gpu) == "vllm":
-        logits = generation_memory.probe_logits(geometry, block.batch_size, b, on_gpu=room.on_gpu)
+        sampled = isinstance(block, ProbeStage) and block.generations > 1
+        how = {"sampled": sampled, "casts_head": b == 2 and not room.on_gpu}
+        logits = generation_memory.probe_logits(geometry, block.batch_size, **how)
         engine = _Engine(VLLM_SHARE, prompt + block.max_new_tokens, block.batch_size, logits, b)
         found, needs, work = _vllm(geometry, engine, room)
-        parts = VllmParts(formulas.probe_logits(casts_head=b == 2 and not room.on_gpu), _pool(room))
+        parts = VllmParts(formulas.probe_logits(**how), _pool(room))
         return Phase(stage, "generation", found, needs, formulas.vllm(geometry, parts, work))
     prompts = Prompts(block.batch_size, prompt, block.max_new_tokens, patches=4 * block.batch_size * prompt)
     found = generation_memory.generation(geometry, prompts, b).plus(overhead=room.overhead)

@@ -36,7 +36,9 @@ def pod(name: str, script: str, box: dict[str, Any] | None = None, **spec: Any) 
 
 
 def state(cluster: Cluster, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = cluster.plane.get("pod", name)["status"]["containerStatuses"][0]["state"]  # type: ignore[index]
+    """Of the pod's container; empty as long as its node has said nothing."""
+    status: dict[str, Any] = cluster.plane.get("pod", name)["status"]  # type: ignore[index]
+    found: dict[str, Any] = status.get("containerStatuses", [{"state": {}}])[0]["state"]
     return found
 
 

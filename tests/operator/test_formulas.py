@@ -23,6 +23,8 @@ CHANGES: list[dict[str, Any]] = [
     {"sft__lora": {"rank": 16}, "rl__lora": {"rank": 16}, "sft__zeroStage": 0, "probe__engine": "transformers"},
     {"sft__lora": {"rank": 8}, "sft__zeroStage": 2, "evaluate__engine": "transformers", "evaluate__batchSize": 1},
     {"probe__engine": "transformers", "probe__precision": "float32", "probe__maxNewTokens": 4096},
+    {"probe__engine": "vllm", "probe__batchSize": 100, "probe__generations": 8, "evaluate__engine": "vllm"},
+    {"probe__engine": "vllm", "probe__batchSize": 3, "probe__generations": 2, "probe__precision": "float32"},
 ]
 
 

@@ -114,4 +114,4 @@ def test_a_config_with_a_text_where_a_number_belongs_is_named_instead_of_counted
     (tmp_path / "config.json").write_text(json.dumps(config))
     known = geometry_of(ModelSource(source=str(tmp_path)))
     assert known.geometry is None
-    assert "depth: 'two' is no number of at least 1" in known.origin
+    assert "depth: 'two' is no whole number of at least 1" in known.origin

@@ -123,8 +123,8 @@ def test_a_step_of_vllm_is_within_10_percent_of_what_was_seen(case: dict[str, An
     if case["kind"] == "rollouts":
         logits = generation_memory.rollout_logits(geometry, samples, 2)
     else:
-        logits = generation_memory.probe_logits(geometry, samples, 2, on_gpu=False)
-    said = generation_memory.vllm_activations(geometry, case["tokens"], case["patches"], logits, 2)
+        logits = generation_memory.probe_logits(geometry, samples, sampled=case["temperature"] > 0, casts_head=True)
+    said = generation_memory.vllm_activations(geometry, case["tokens"], case["patches"] // 4, logits, 2)
     assert said == pytest.approx(case["peak"], rel=0.1)
 
 

@@ -95,9 +95,11 @@ class EntropyProcessor(LogitsProcessor):  # type: ignore[misc]
             return logits_BV
         places, asked = list(self._asked), list(self._asked.values())
         all_rows = places == list(range(len(logits_BV)))
-        measured_NV = logits_BV if all_rows else logits_BV[self._tensor(places)]
         steps = [min(len(one.tokens), self._plan.steps) for one in asked]
-        entropies_N, p_digits_N2 = measure(measured_NV, self._plan.digits)
+        # Without a name, so that a copy is gone before tokens are chosen.
+        entropies_N, p_digits_N2 = measure(
+            logits_BV if all_rows else logits_BV[self._tensor(places)], self._plan.digits
+        )
         rows = self._tensor([one.row for one in asked])
         self._figures_RTF[rows, self._tensor(steps)] = torch.cat([entropies_N[:, None], p_digits_N2], 1)
         sampled = [one for one in zip(places, asked, steps, strict=True) if one[1].draws_T is not None]
