@@ -44,6 +44,13 @@ def test_a_source_that_does_not_exist_is_a_user_error_after_the_tables(tmp_path:
     assert done.returncode == 64
     assert "GiB a process at the peak" in done.stdout
     assert "prepare will fail: spec.data.rl.source: absent.jsonl does not exist" in done.stderr
+    assert "huggingface" not in done.stderr
+
+
+def test_a_model_that_is_named_as_the_hub_names_it_is_told_how_to_say_so(tmp_path: Path) -> None:
+    done = plan(tmp_path, model__source="Qwen/Qwen2.5-VL-3B-Instruct")
+    assert "spec.model.source: Qwen/Qwen2.5-VL-3B-Instruct does not exist" in done.stderr
+    assert done.stderr.endswith("; on huggingface.co it is hf://Qwen/Qwen2.5-VL-3B-Instruct\n")
 
 
 def test_what_does_not_fit_is_refused_as_a_user_error_after_the_tables(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ tables, the model, and pictures around the tables count: logs and stores that li
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,12 @@ def missing_sources(recipe: PrepareRecipe) -> Iterator[str]:
     """What prepare would report as missing: the field, and the place on this machine where nothing is."""
     for field, path in local_sources(recipe):
         if not Path(path).exists():
-            yield f"spec.{field}: {path} does not exist (relative paths start at {Path.cwd()})"
+            hub = f"; on huggingface.co it is hf://{path}" if _could_be_of_the_hub(path) else ""
+            yield f"spec.{field}: {path} does not exist (relative paths start at {Path.cwd()}){hub}"
+
+
+def _could_be_of_the_hub(path: str) -> bool:
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", path)) and not path.endswith((".jsonl", ".parquet"))
 
 
 def local_sources(recipe: PrepareRecipe) -> Iterator[tuple[str, str]]:
