@@ -20,7 +20,7 @@ OFFLINE = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere", "COLUMNS": "
 def plan(folder: Path, *arguments: str, **changes: Any) -> subprocess.CompletedProcess[str]:
     """``egt plan`` on the smallest manifest, whose sources exist unless they are changed."""
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(manifest(model__source=str(random_model()), **changes)))
+    path.write_text(yaml.safe_dump(manifest(**{"model__source": str(random_model()), **changes})))
     for name in ("sft", "rl", "heldout"):
         (folder / f"{name}.jsonl").touch()
     return egt(folder, "plan", str(path), *arguments)
