@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer._click.exceptions import UsageError  # typer hands on only a part of what it raises
 
-from egt_operator.cli_parts import CHANGES_EXIT, PROBLEMS_EXIT, OutputOption, StoreOption, is_json, open_local
+from egt_operator.cli_parts import CHANGES_EXIT, PROBLEMS_EXIT, OutputOption, StoreOption, failures, is_json, open_local
 from egt_operator.estimate import estimate, prepared_metrics
 from egt_operator.fit import check_fits, refusals
 from egt_operator.geometry import geometry_of
@@ -26,7 +26,6 @@ from egt_operator.sweep_cli import sweep_app
 from egt_pipeline.cli import data_app, model_app
 from egt_pipeline.contract.chain import Link
 from egt_pipeline.contract.errors import ArtifactError, EgtError, StoppedError, TaskError
-from egt_pipeline.contract.fingerprint import missing_sources
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Manifest
 
@@ -80,7 +79,7 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
     """Say per stage what a run would do now, why, and what it takes.
 
     Exit code 0: nothing would run; 2: something would; 64: the command, the manifest or its store
-    cannot be read, a source does not exist, or what would run does not fit its GPUs; 65: an
+    cannot be read, a source or model is no good, or what would run does not fit its GPUs; 65: an
     artifact is damaged; 69: the store does not answer. What a run needs is said in any case.
     """
     wants_json, run = is_json(output), load_run(file)
@@ -97,15 +96,14 @@ def show_plan(file: ManifestFile, store: StoreOption = None, output: OutputOptio
     needs = needs if trouble else needs.only(to_run)
     refused = refusals(run.spec, needs)
     print_plan(lines, needs, refused, as_json=wants_json)
-    recipe = run.recipes[StageName.PREPARE]
-    missing = list(missing_sources(recipe)) if StageName.PREPARE in to_run else []  # type: ignore[arg-type]
-    for line in missing:
-        print(f"prepare will fail: {line}", file=sys.stderr)
+    failing = failures(run, needs.only(to_run))
+    for line in failing:
+        print(line, file=sys.stderr)
     check_fits(refused)
     if trouble is not None:
         raise trouble
     if to_run:
-        raise typer.Exit(TaskError.exit_code if missing else CHANGES_EXIT)
+        raise typer.Exit(TaskError.exit_code if failing else CHANGES_EXIT)
 
 
 @typer_app.command("verify")

@@ -8,8 +8,13 @@ from pydantic import ValidationError
 
 from egt_operator.api import EGTRun
 from egt_operator.api_parts import StoreSpec
+from egt_operator.estimate import Estimate
+from egt_operator.fit import too_few_rows
 from egt_operator.local import LocalRun, state_folder
 from egt_pipeline.contract.errors import TaskError
+from egt_pipeline.contract.fingerprint import missing_sources
+from egt_pipeline.contract.graph import StageName
+from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import StoreRef
 
 CHANGES_EXIT = 2  # as of terraform's plan -detailed-exitcode: something would run
@@ -47,3 +52,23 @@ def store_ref(run: EGTRun, override: str | None) -> StoreRef:
     if "://" not in uri:
         uri = f"file://{Path(uri).resolve()}"
     return StoreRef(uri=uri, endpoint=spec.endpoint, region=spec.region, ca_file=spec.ca_file)
+
+
+def failures(run: EGTRun, needs: Estimate) -> list[str]:
+    """What is known now to fail in a stage that would run, a line each: sources, the model's files, rows to keep."""
+    from egt_pipeline.model_check import check_files, check_model
+
+    found: list[str] = []
+    if StageName.PREPARE in needs.stages:
+        recipe: PrepareRecipe = run.recipes[StageName.PREPARE]  # type: ignore[assignment]
+        found += missing_sources(recipe)
+        source = recipe.model.source
+        folder = Path(source.removeprefix("file://"))
+        if not source.startswith(("s3://", "hf://")) and folder.exists():
+            try:
+                check_model(folder, "spec.model.source")
+                check_files(folder, "spec.model.source")
+            except TaskError as error:
+                found.append(str(error))
+    words = [f"prepare will fail: {line}" for line in found]
+    return words + [f"curate will fail: {line}" for line in too_few_rows(run.spec, needs)]

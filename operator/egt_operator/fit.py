@@ -21,16 +21,17 @@ GIB = 2**30
 _KNOBS = {
     StageName.SFT: ("micro_batch_size", "gradient_checkpointing", "zero_stage", "processes", "max_length", "lora"),
     StageName.RL: ("micro_batch_size", "zero_stage", "processes", "max_new_tokens", "max_prompt_tokens", "lora"),
-    StageName.PROBE: ("batch_size", "max_new_tokens"),
-    StageName.EVALUATE: ("batch_size", "max_new_tokens"),
+    StageName.PROBE: ("batch_size", "precision", "max_new_tokens"),
+    StageName.EVALUATE: ("batch_size", "precision", "max_new_tokens"),
 }
-# What one step of a knob costs: nothing but time, twice the GPUs, samples, or training something else.
+# What one step of a knob costs: nothing but time, twice the GPUs, rounding, samples, or training something else.
 _PRICES = {
     "micro_batch_size": 1,
     "gradient_checkpointing": 1,
     "batch_size": 1,
     "zero_stage": 1,
     "processes": 2,
+    "precision": 2,
     "lora": 6,
 }
 _PRICE_OF_SAMPLES = 3
@@ -40,7 +41,7 @@ _MOST_IN_A_POD = 8  # GPUs that one node has; a pod that asks for more is never 
 _SHORTEST = 512  # tokens: below, hardly a sample is left
 _CHANGED_AT_ONCE = 3
 
-Setting = int | LoRA
+Setting = int | str | LoRA
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Refusal:
         share = self.phase.terms.symbols.get("u")
         taken = "" if share is None else f" (vLLM takes {share:.0%} of one)"
         has = f"a GPU has {self.gpu_bytes / GIB:.1f} GiB"
-        said = f"{name}: {self.phase.name} needs {needs:.1f} GiB a GPU{taken}, and {has}"
+        verb = "need" if self.phase.name == "rollouts" else "needs"
+        said = f"{name}: {self.phase.name} {verb} {needs:.1f} GiB a GPU{taken}, and {has}"
         if not self.settings:
             return f"{said}; no setting of {name} makes it fit: take larger GPUs or a smaller model"
         changes = " and ".join(f"{name}.{to_camel(knob)}: {_shown(value)}" for knob, value in self.settings.items())
@@ -75,6 +77,14 @@ def refusals(spec: EGTRunSpec, found: Estimate) -> list[Refusal]:
             if most.needs > limit:
                 refused.append(Refusal(most, limit, settings_that_fit(spec, name, geometry, limit)))
     return refused
+
+
+def too_few_rows(spec: EGTRunSpec, found: Estimate) -> list[str]:
+    """What curate would say after sft and probe, if that many rows cannot be kept; none where rows are not known."""
+    asked, rows = spec.curate.keep.top_k, found.rows.rl
+    if StageName.CURATE not in found.stages or asked is None or rows is None or asked <= rows:
+        return []
+    return [f"spec.curate.keep.topK: {asked} samples are asked for, but data.rl has {rows} at most"]
 
 
 def check_fits(refused: Sequence[Refusal]) -> None:
@@ -127,6 +137,9 @@ def _values(knob: str, now: Any) -> Iterator[Setting]:
     """What a knob is tried at, nearest first."""
     if knob == "lora":
         yield from () if now else (LoRA(),)
+        return
+    if knob == "precision":
+        yield from () if now == "bfloat16" else ("bfloat16",)
         return
     if knob == "gradient_checkpointing":
         yield from () if now else (True,)

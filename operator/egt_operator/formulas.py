@@ -33,6 +33,7 @@ WORK: Mapping[str, str] = {
     "N": "ranks",
     "w": "bytes a weight is kept in",
     "b": "bytes a number",
+    "e": "bytes a weight of adapters",
     "r": "elements of reduce buckets",
     "t": "tokens of a micro-batch",
     "L": "tokens with logits",
@@ -87,6 +88,7 @@ def training(made: Training, beside: str, *, on_gpu: bool) -> Terms:
         "N": sharding.ranks,
         "w": made.held,
         "b": made.b,
+        "e": made.adapter_bytes,
         "r": sharding.bucket * sharding.buckets,
         "t": batch.tokens,
         "L": batch.samples * batch.logits,
@@ -102,6 +104,8 @@ def _overhead(*, on_gpu: bool) -> dict[str, str]:
 
 
 def _states(made: Training, beside: str) -> dict[str, str]:
+    if made.adapter_bytes:
+        beside = f" + e*T{'/N' if made.sharding.stage == 3 else ''}{beside}"
     if made.sharding.stage == 0:
         several = made.sharding.ranks > 1
         return {"weights": f"w*P{beside}", "gradients": "8*T" if several else "4*T", "optimiser": "8*T"}

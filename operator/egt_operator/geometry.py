@@ -91,11 +91,17 @@ class Geometry:
         return self.parameters - self.vision_parameters
 
 
+_SUPPORTED = "qwen2_5_vl"
+
+
 def read_config(config: Mapping[str, Any]) -> Geometry:
     """The geometry that a config.json of Qwen2.5-VL says; those of the hub keep the text's fields at the top.
 
-    Raises KeyError at a missing field, ValueError at one that is no number: then it is the config of something else.
+    Raises KeyError at a missing field, ValueError at another model_type or at what is no number: then it is the config
+    of something else.
     """
+    if config.get("model_type", _SUPPORTED) != _SUPPORTED:
+        raise ValueError(f"model_type: {config['model_type']!r}")
     text, vision = config.get("text_config") or config, config["vision_config"]
     channels = _number(vision, "in_channels", "in_chans", default=3)
     frames, patch = _number(vision, "temporal_patch_size", default=2), _number(vision, "patch_size", default=14)
@@ -169,10 +175,13 @@ def geometry_of(model: ModelSource) -> Known:
 
 def _read(path: Path) -> Known:
     try:
-        return Known(read_config(json.loads(path.read_text())), str(path))
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise TypeError("it holds no JSON object")
+        return Known(read_config(config), str(path))
     except OSError as error:
         return Known(None, f"unknown: {path}: {error.strerror}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return Known(None, f"unknown: {path} is no config of a Qwen2.5-VL ({error})")
 
 

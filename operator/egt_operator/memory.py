@@ -190,6 +190,12 @@ class Training:
     held: int
     checkpointing: bool
     vision_trains: bool
+    adapter_bytes: int = 0  # of a weight that trains and is none of the model's own
+
+    @property
+    def adapters(self) -> int:
+        """Bytes of them on one rank."""
+        return self.adapter_bytes * self.trainable // (self.sharding.ranks if self.sharding.stage == 3 else 1)
 
     @property
     def reduced(self) -> bool:
@@ -205,7 +211,7 @@ def training(made: Training) -> Memory:
     if made.held > b:
         activations += b * made.geometry.parameters  # the casts stay until the forward pass is over
     return Memory(
-        weights=weights(made.geometry, sharding, made.held),
+        weights=weights(made.geometry, sharding, made.held) + made.adapters,
         gradients=gradients(made.trainable, sharding, made.held),
         optimiser=optimiser(made.trainable, sharding),
         activations=max(activations, step_copy(made.trainable, sharding, b)),

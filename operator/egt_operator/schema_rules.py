@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from egt_operator import api, api_parts
 from egt_pipeline.contract.base import Placement, Recipe
-from egt_pipeline.contract.data import NO_PLACE, PLACES, DataSource, ModelSource
+from egt_pipeline.contract.data import HUB_NAME, NO_HUB_NAME, NO_PLACE, PLACES, DataSource, ModelSource
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.graph import STAGES, StageName, inputs_of
 from egt_pipeline.contract.recipes import Keep
@@ -33,12 +33,13 @@ _PLACED = _rule(
     NO_PLACE,
     ".source",
 )
+_NAMED = _rule(f"!self.source.startsWith('hf://') || self.source.matches(r'{HUB_NAME}')", NO_HUB_NAME, ".source")
 
 _FROZEN = _rule("self == oldSelf", "cannot change; start a run of another name")
 
 RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
-    ModelSource: (_PINNED, _PLACED),
-    DataSource: (_PINNED, _PLACED),
+    ModelSource: (_PINNED, _PLACED, _NAMED),
+    DataSource: (_PINNED, _PLACED, _NAMED),
     Keep: (
         _rule(
             "[has(self.share), has(self.topK), has(self.percentile)].filter(given, given).size() == 1",

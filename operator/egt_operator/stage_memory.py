@@ -83,8 +83,17 @@ def _training(stage: StageName, made: Training, room: Room, references: int = 0)
     return Phase(stage, "training", found, found.total, terms)
 
 
-def _adapters(geometry: Geometry, block: SFTStage | RLStage, adapter_bytes: int) -> int:
-    return memory.adapters_kept(geometry, block.lora.rank, adapter_bytes) if block.lora else 0
+def _adapter_bytes(block: SFTStage | RLStage) -> int:
+    """As DeepSpeed keeps all weights, else float32; 0 without adapters."""
+    if block.lora is None:
+        return 0
+    if isinstance(block, RLStage):
+        return 2
+    return _BYTES[block.precision] if block.zero_stage else 4
+
+
+def _adapters(geometry: Geometry, block: SFTStage | RLStage) -> int:
+    return memory.adapters_kept(geometry, block.lora.rank, _adapter_bytes(block)) if block.lora else 0
 
 
 def sft_batch(spec: EGTRunSpec, geometry: Geometry) -> MicroBatch:
@@ -101,7 +110,7 @@ def sft_batch(spec: EGTRunSpec, geometry: Geometry) -> MicroBatch:
         logits=block.max_length,
         logit_bytes=memory.SFT_LOGIT_BYTES,
         patches=4 * samples * block.max_length,
-        adapters=_adapters(geometry, block, _BYTES[block.precision] if block.zero_stage else 4),
+        adapters=_adapters(geometry, block),
     )
 
 
@@ -121,12 +130,13 @@ def _sft(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Training:
         held=b if block.zero_stage or block.lora else 4,
         checkpointing=block.gradient_checkpointing,
         vision_trains=not block.freeze_vision,
+        adapter_bytes=_adapter_bytes(block),
     )
 
 
 def _rl(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Training:
     block, samples, length = spec.rl, _samples(spec.rl), rl_length(spec)
-    patches, adapters = 4 * samples * block.max_prompt_tokens, _adapters(geometry, block, 2)
+    patches, adapters = 4 * samples * block.max_prompt_tokens, _adapters(geometry, block)
     return Training(
         geometry,
         Sharding(block.zero_stage, ranks_of(block), RL_BUCKET),
@@ -136,6 +146,7 @@ def _rl(spec: EGTRunSpec, geometry: Geometry, room: Room) -> Training:
         held=2,
         checkpointing=room.on_gpu,
         vision_trains=not block.freeze_vision,
+        adapter_bytes=_adapter_bytes(block),
     )
 
 

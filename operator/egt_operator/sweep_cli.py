@@ -19,7 +19,7 @@ from egt_operator.cli_parts import CHANGES_EXIT, PROBLEMS_EXIT, OutputOption, St
 from egt_operator.sweep import SWEEP_LABEL, SweepRun, tasks_of, waves
 from egt_operator.sweep_local import open_members, read_sweep, run_members
 from egt_operator.sweep_outcome import outcome_of
-from egt_operator.sweep_plan import as_data, look, missing_of, print_sweep, too_large
+from egt_operator.sweep_plan import as_data, failures_of, look, print_sweep, too_large
 from egt_pipeline.contract.chain import chain
 from egt_pipeline.contract.errors import TaskError
 from egt_pipeline.contract.fingerprint import local_sources
@@ -40,7 +40,7 @@ def plan(file: SweepFile, store: StoreOption = None, output: OutputOption = "tex
     """Say which stages would run now, shared ones once, and their GPU-hours.
 
     Exit code 0: nothing would run; 2: something would; 64: the command, the sweep, its base or its
-    store cannot be read, a source does not exist, or what would run does not fit its GPUs; 65: an
+    store cannot be read, a source or model is no good, or what would run does not fit its GPUs; 65: an
     artifact is damaged; 69: the store does not answer: then it is said what would run if nothing
     were published.
     """
@@ -51,15 +51,15 @@ def plan(file: SweepFile, store: StoreOption = None, output: OutputOption = "tex
         print(json.dumps(as_data(seen)))
     else:
         print_sweep(seen)
-    missing = dict.fromkeys(missing_of(seen))
-    for line in missing:
-        print(f"prepare will fail: {line}", file=sys.stderr)
+    failing = failures_of(seen)
+    for line in failing:
+        print(line, file=sys.stderr)
     if refused := too_large(seen):
         raise TaskError(refused)
     if seen.trouble is not None:
         raise seen.trouble
     if any(count.to_run for count in seen.counts):
-        raise typer.Exit(TaskError.exit_code if missing else CHANGES_EXIT)
+        raise typer.Exit(TaskError.exit_code if failing else CHANGES_EXIT)
 
 
 @sweep_app.command("run")

@@ -1,6 +1,6 @@
 """What ``egt sweep plan`` says: the stages that would run, what is shared once, and the GPU-hours of that."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from egt_operator.cli_parts import failures
 from egt_operator.estimate import Estimate, estimate, hours_together, prepared_metrics
 from egt_operator.fit import refusals
 from egt_operator.geometry import geometry_of
@@ -18,7 +19,6 @@ from egt_operator.sweep import Census, SweepRun, census, tasks_of
 from egt_operator.sweep_local import open_members
 from egt_pipeline.contract.chain import chain
 from egt_pipeline.contract.errors import EgtError
-from egt_pipeline.contract.fingerprint import missing_sources
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.task import Manifest
 
@@ -88,11 +88,12 @@ def _estimate(entry: SweepRun, found: Mapping[Task, Manifest]) -> Estimate:
     return estimate(entry.run, geometry_of(entry.run.spec.model), prepared_metrics(found))
 
 
-def missing_of(seen: SweepLook) -> Iterator[str]:
-    """Sources that do not exist, of the runs whose data are not prepared yet; none where that is not known."""
-    for entry, needed in zip(seen.runs, seen.tasks, strict=True):
-        if seen.trouble is None and needed[StageName.PREPARE] not in seen.published:
-            yield from missing_sources(entry.run.recipes[StageName.PREPARE])  # type: ignore[arg-type]
+def failures_of(seen: SweepLook) -> list[str]:
+    """What is known now to fail, said once; nothing where it is not known what would run."""
+    if seen.trouble is not None:
+        return []
+    together = zip(seen.runs, seen.needs, strict=True)
+    return list(dict.fromkeys(line for entry, needs in together for line in failures(entry.run, needs)))
 
 
 def too_large(seen: SweepLook) -> str:

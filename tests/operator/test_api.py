@@ -88,6 +88,7 @@ REFUSED: dict[str, dict[str, Any]] = {
         "model__source": "https://huggingface.co/org/model"
     },
     "is neither a path, file://, s3:// nor hf://": {"data__rl__source": "gs://bucket/rl.jsonl"},
+    "source: 'hf://Qwen' is no hf://organisation/name": {"model__source": "hf://Qwen", "model__revision": "0" * 40},
     "a hf:// model needs the commit": {"model__source": "hf://org/model"},
     "a hf:// dataset needs the commit": {"data__sft__source": "hf://org/data"},
     "key: is missing; only operator Exists": {"scheduling__tolerations": [{"operator": "Equal"}]},

@@ -47,6 +47,19 @@ def test_a_source_that_does_not_exist_is_a_user_error_after_the_tables(tmp_path:
     assert "huggingface" not in done.stderr
 
 
+def test_a_model_that_prepare_would_refuse_is_refused_before(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = plan(tmp_path, model__source="empty")
+    assert done.returncode == 64
+    assert "prepare will fail: spec.model.source: empty has no config.json" in done.stderr
+
+
+def test_more_samples_to_keep_than_there_are_rows_fail_before_anything_is_trained(tmp_path: Path) -> None:
+    done = plan(tmp_path, curate__keep={"topK": 11}, data__rl__maxRows=10)
+    assert done.returncode == 64
+    assert "curate will fail: spec.curate.keep.topK: 11 samples are asked for, but data.rl has 10" in done.stderr
+
+
 def test_a_model_that_is_named_as_the_hub_names_it_is_told_how_to_say_so(tmp_path: Path) -> None:
     done = plan(tmp_path, model__source="Qwen/Qwen2.5-VL-3B-Instruct")
     assert "spec.model.source: Qwen/Qwen2.5-VL-3B-Instruct does not exist" in done.stderr

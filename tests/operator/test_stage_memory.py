@@ -44,6 +44,23 @@ def test_weights_of_adapters_are_counted_as_peft_makes_them() -> None:
     assert trainable_of(geometry, spec.sft) == made
 
 
+def test_weights_with_adapters_take_the_bytes_that_the_model_to_train_has() -> None:
+    import json
+
+    from build_model import random_model
+    from egt_operator.geometry import read_config
+    from egt_operator.stage_memory import Room, phases_of
+    from egt_pipeline.adapters import adapted
+    from egt_pipeline.reward_model import load_model
+
+    spec = run_of(sft__lora={"rank": 64}, sft__zeroStage=0).spec
+    geometry = read_config(json.loads((random_model() / "config.json").read_text()))
+    assert spec.sft.lora is not None
+    model = adapted(load_model(random_model(), "bfloat16"), spec.sft.lora, None)
+    (training,) = phases_of(spec, StageName.SFT, geometry, Room(on_gpu=False))
+    assert training.memory.weights == sum(weight.nbytes for weight in model.parameters())
+
+
 def test_the_cache_of_rollouts_is_what_weights_and_prefill_leave_of_half_a_gpu() -> None:
     run = run_of(scheduling__gpuMemory="80Gi")
     rollouts = estimate(run, SEVEN, {}).stages[StageName.RL].phases[1].memory

@@ -96,8 +96,8 @@ def test_a_chat_template_may_stand_in_the_tokenizers_file(tmp_path: Path) -> Non
 
 
 def test_a_name_that_the_hub_cannot_have_is_an_error_of_the_task() -> None:
-    with pytest.raises(TaskError, match=r"spec\.model\.source: hf://a/b/c at"):
-        files_from_hub(ModelSource(source="hf://a/b/c", revision=COMMIT), CHECKED_FILES)
+    with pytest.raises(TaskError, match=r"spec\.model\.source: hf://a/b\.\.c at"):
+        files_from_hub(ModelSource(source="hf://a/b..c", revision=COMMIT), CHECKED_FILES)
 
 
 def test_a_model_of_the_hub_is_checked_by_its_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

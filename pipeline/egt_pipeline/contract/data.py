@@ -1,5 +1,6 @@
 """The model and the data of a run: where they come from and how their parts are named."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,9 +15,15 @@ PLACES = ("file://", "s3://", "hf://")
 NO_PLACE = "is neither a path, file://, s3:// nor hf://; a repository of huggingface.co is hf://organisation/name"
 
 
+HUB_NAME = r"^hf://[\w.-]+/[\w.-]+$"
+NO_HUB_NAME = "is no hf://organisation/name"
+
+
 def _check_place(source: str) -> None:
     if "://" in source and not source.startswith(PLACES):
         raise ValueError(f"source: {source!r} {NO_PLACE}")
+    if source.startswith("hf://") and not re.match(HUB_NAME, source):
+        raise ValueError(f"source: {source!r} {NO_HUB_NAME}")
 
 
 class ModelSource(Recipe):
