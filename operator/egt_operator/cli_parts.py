@@ -12,7 +12,7 @@ from egt_operator.estimate import Estimate
 from egt_operator.fit import too_few_rows
 from egt_operator.local import LocalRun, state_folder
 from egt_pipeline.contract.errors import TaskError
-from egt_pipeline.contract.fingerprint import missing_sources
+from egt_pipeline.contract.fingerprint import local_sources, missing_sources
 from egt_pipeline.contract.graph import StageName
 from egt_pipeline.contract.recipes import PrepareRecipe
 from egt_pipeline.contract.task import StoreRef
@@ -62,12 +62,11 @@ def failures(run: EGTRun, needs: Estimate) -> list[str]:
     if StageName.PREPARE in needs.stages:
         recipe: PrepareRecipe = run.recipes[StageName.PREPARE]  # type: ignore[assignment]
         found += missing_sources(recipe)
-        source = recipe.model.source
-        folder = Path(source.removeprefix("file://"))
-        if not source.startswith(("s3://", "hf://")) and folder.exists():
+        model = dict(local_sources(recipe)).get("model.source")
+        if model is not None and Path(model).exists():
             try:
-                check_model(folder, "spec.model.source")
-                check_files(folder, "spec.model.source")
+                check_model(Path(model), "spec.model.source")
+                check_files(Path(model), "spec.model.source")
             except TaskError as error:
                 found.append(str(error))
     words = [f"prepare will fail: {line}" for line in found]

@@ -42,6 +42,12 @@ _SHORTEST = 512  # tokens: below, hardly a sample is left
 _CHANGED_AT_ONCE = 3
 
 Setting = int | str | LoRA
+# Settings of two values: the one that needs more memory, and the one that is tried in its place.
+_SWITCHES: dict[str, tuple[Any, Setting]] = {
+    "lora": (None, LoRA()),
+    "gradient_checkpointing": (False, True),
+    "precision": ("float32", "bfloat16"),
+}
 
 
 @dataclass(frozen=True)
@@ -135,14 +141,9 @@ def _shown(value: Setting) -> str:
 
 def _values(knob: str, now: Any) -> Iterator[Setting]:
     """What a knob is tried at, nearest first."""
-    if knob == "lora":
-        yield from () if now else (LoRA(),)
-        return
-    if knob == "precision":
-        yield from () if now == "bfloat16" else ("bfloat16",)
-        return
-    if knob == "gradient_checkpointing":
-        yield from () if now else (True,)
+    if knob in _SWITCHES:
+        before, after = _SWITCHES[knob]
+        yield from (after,) if now == before else ()
         return
     if knob == "zero_stage":
         yield from (stage for stage in (2, 3) if stage > now)

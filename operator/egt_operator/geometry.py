@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from egt_pipeline.contract.data import ModelSource
+from egt_pipeline.contract.data import MODEL_TYPE, ModelSource
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,13 @@ class Geometry:
         return self.parameters - self.vision_parameters
 
 
-_SUPPORTED = "qwen2_5_vl"
-
-
 def read_config(config: Mapping[str, Any]) -> Geometry:
     """The geometry that a config.json of Qwen2.5-VL says; those of the hub keep the text's fields at the top.
 
     Raises KeyError at a missing field, ValueError at another model_type or at what is no number: then it is the config
     of something else.
     """
-    if config.get("model_type", _SUPPORTED) != _SUPPORTED:
+    if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
         raise ValueError(f"model_type: {config['model_type']!r}")
     text, vision = config.get("text_config") or config, config["vision_config"]
     channels = _number(vision, "in_channels", "in_chans", default=3)

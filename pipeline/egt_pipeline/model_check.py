@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from egt_pipeline.contract.data import MODEL_TYPE
 from egt_pipeline.contract.errors import TaskError
 
 # Of a model on the hub, what the check reads.
 CHECKED_FILES = ["config.json", "tokenizer.json"]
-_SUPPORTED = "qwen2_5_vl"
 _QUANTIZED = ("quantization_config", "compression_config")  # where vLLM and transformers look
 _TOKENS = {
     "1": "which the answer is read from",
@@ -30,8 +30,8 @@ def check_model(folder: Path, field: str) -> None:
     place = f"{field}: {folder}/config.json"
     if "auto_map" in config:
         raise TaskError(f"{place} has auto_map; models that bring their own code are not run")
-    if (found := config.get("model_type")) != _SUPPORTED:
-        raise TaskError(f"{place} has model_type {found!r}; {_SUPPORTED!r} is supported")
+    if (found := config.get("model_type")) != MODEL_TYPE:
+        raise TaskError(f"{place} has model_type {found!r}; {MODEL_TYPE!r} is supported")
     if not isinstance(config.get("vision_config"), dict):
         raise TaskError(f"{place} has no vision_config that is an object; the model must see pictures")
     for part in (config, config.get("text_config") or {}):

@@ -11,6 +11,7 @@ from egt_pipeline.contract.base import Recipe
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
+MODEL_TYPE = "qwen2_5_vl"  # of the config.json of every model that is supported
 PLACES = ("file://", "s3://", "hf://")
 NO_PLACE = "is neither a path, file://, s3:// nor hf://; a repository of huggingface.co is hf://organisation/name"
 
