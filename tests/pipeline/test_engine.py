@@ -17,7 +17,6 @@ from egt_pipeline.contract.errors import ArtifactError, TaskError
 from egt_pipeline.contract.recipes import ProbeRecipe
 from egt_pipeline.engines import open_engine
 from egt_pipeline.engines.interface import Batch, Refused, Request
-from egt_pipeline.engines.token_text import TokenText
 
 REQUESTS = (
     Request("Which digit is this?", "four", "7", (png(1),)),
@@ -230,26 +229,3 @@ def test_weights_in_another_format_than_safetensors_are_not_read(tmp_path):
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(ArtifactError, match="safetensors"):
         opened(model)
-
-
-def test_offsets_of_characters_spread_over_tokens_are_where_the_character_starts():
-    _, processor = loaded(random_model())
-    tokens = processor.tokenizer.encode("a 四<answer>1</answer>é", add_special_tokens=False)
-    text, offsets = TokenText(processor.tokenizer).decode(tokens)
-    assert text == "a 四<answer>1</answer>é"
-    assert len(offsets) == len(tokens)
-    starts = {int(at): text[at] for at in offsets}
-    assert starts[text.index("四")] == "四"
-    assert (offsets == text.index("四")).sum() == 3  # three bytes, none of them merged
-    assert offsets[tokens.index(processor.tokenizer.convert_tokens_to_ids("1"))] == text.index("1")
-
-
-def test_offsets_never_leave_a_text_with_broken_characters():
-    _, processor = loaded(random_model())
-    tokens = processor.tokenizer.encode("四四ab", add_special_tokens=False)
-    for broken in (tokens[1:], tokens[:-3], tokens[:2] + tokens[4:], tokens[:1] * 9 + tokens[-1:]):
-        text, offsets = TokenText(processor.tokenizer).decode(broken)
-        assert len(offsets) == len(broken)
-        assert (np.diff(offsets) >= 0).all()
-        assert offsets[0] == 0
-        assert offsets[-1] <= len(text)
